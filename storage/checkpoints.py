@@ -1,0 +1,92 @@
+"""Checkpoints in the store: Hugging Face folders of safetensors, JSON and tokenizer files, put file by file.
+
+The folder's name is the hash of all files in it, so two workers whose optimizer states differ never share a folder
+and a killed copy is completed, not trusted. The fingerprint hashes the weights alone. Nothing counts a checkpoint
+until run.json or a train receipt names its files.
+"""
+
+import os
+from pathlib import Path
+
+from storage import documents, layout
+from storage.errors import IntegrityError, UserError
+from storage.objects import TEMP_PREFIX, ObjectStore, local_folder
+from storage.records import CheckpointFiles, StoredFile
+from storage.runs import read_manifest, read_run
+from storage.shards import checked_path, file_sha256
+
+KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""Weights, configs, chat template, vocabulary. Pickled weights, code and the rest of a folder are left behind."""
+ROUND_COPY = "round.json"
+"""A byte copy of the manifest of the round that ended with this checkpoint."""
+
+
+def weights_fingerprint(hashes: dict[str, str]) -> str:
+    """sha256 over the names and sha256 of the weight files among `hashes` (file name -> sha256)."""
+    weights = {name: sha256 for name, sha256 in hashes.items() if is_weights(name)}
+    return documents.sha256(documents.dump(weights))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a checkpoint's file holds model weights (safetensors of the optimizer do not)."""
+    return name.endswith(".safetensors") and not name.startswith("optimizer")
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of `folder` that a checkpoint keeps. Raises UserError if there are no weights."""
+    if not folder.is_dir():
+        raise UserError(f"checkpoint {folder} is not a folder: name one with model.safetensors in it")
+    hashes = {path.name: file_sha256(path) for path in _kept(folder)}
+    if not any(is_weights(name) for name in hashes):
+        raise UserError(f"checkpoint {folder} holds no .safetensors weights (pickled ones are never read): convert it "
+                        "with save_pretrained")
+    return hashes
+
+
+def put_checkpoint(store: ObjectStore, run: str, number: int, folder: Path) -> CheckpointFiles:
+    """Put `folder` as the student that starts round `number`; a copy that was interrupted is completed."""
+    hashes = folder_hashes(folder)
+    prefix = layout.checkpoint_prefix(run, number, documents.sha256(documents.dump(hashes)))
+    files = []
+    for path in _kept(folder):
+        file = StoredFile(prefix + path.name, path.stat().st_size, hashes[path.name])
+        store.put_if_absent(file.key, path)
+        checked_path(store, file.key, file.size, file.sha256)
+        files.append(file)
+    return CheckpointFiles(prefix, weights_fingerprint(hashes), files)
+
+
+def local_checkpoint(store: ObjectStore, files: CheckpointFiles, *, optimizer: bool = False) -> Path:
+    """A local folder with the checkpoint and nothing else, sizes and sha256 checked once per process.
+
+    The optimizer's state, twice the size of the weights, is checked only where it is going to be read: `optimizer`.
+    A file that was planted beside the weights is refused: loaders look for adapters, code and further weights.
+    """
+    for file in files.files:
+        if not optimizer and file.key.removeprefix(files.prefix).startswith("optimizer"):
+            continue
+        checked_path(store, file.key, file.size, file.sha256)
+    folder = local_folder(store, files.prefix)
+    planted = set(os.listdir(folder)) - {file.key.removeprefix(files.prefix) for file in files.files} - {ROUND_COPY}
+    planted = sorted(name for name in planted if not name.startswith(TEMP_PREFIX))
+    if planted:
+        raise IntegrityError(f"{files.prefix}{planted[0]} lies in a checkpoint that does not name it: remove it",
+                             "foreign")
+    return folder
+
+
+def starting_checkpoint(store: ObjectStore, run: str, number: int) -> CheckpointFiles:
+    """The student that starts round `number`: run.json's for round 0, the previous round's output after that."""
+    if number == 0:
+        document = read_run(store, run).get("student_checkpoint")
+        return CheckpointFiles.from_dict(document, f"{layout.run_json(run)}: student_checkpoint")
+    previous = read_manifest(store, run, number - 1)
+    if previous is None:
+        raise UserError(f"round {number} of {run} cannot start: round {number - 1} is not committed; finish it first")
+    return previous.checkpoint_out
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir()
+                   if path.suffix in KEPT_SUFFIXES and path.is_file() and path.name != ROUND_COPY
+                   and not path.name.startswith(".")), key=lambda path: path.name)

@@ -1,0 +1,96 @@
+"""Runs: run.json, put once, and which rounds are committed.
+
+run.json is the run's identity: resolved config, versions, fingerprints of both models, the starting checkpoint. Two
+keys of the config are no part of it. `rounds` may be raised later: run.json keeps the first value, is never
+rewritten, and whoever runs rounds goes by the config in hand. `store` is not recorded at all: a store that was moved
+or copied holds the same run, with the same hashes.
+"""
+
+from typing import Any
+
+from storage import documents, layout
+from storage.errors import IntegrityError, MissingObject, UserError
+from storage.objects import ObjectStore
+from storage.records import Manifest, unpack
+
+_NAMED_KEYS = 4
+"""Differing keys that a refusal names."""
+
+
+def create_run(store: ObjectStore, run: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Put run.json, or find it. Returns the document that counts.
+
+    Raises UserError if the run exists with another document, `config.rounds` and `config.store` apart.
+    """
+    document = _without(document, "store")
+    store.put_if_absent(layout.run_json(run), documents.seal({**document, "kind": "run", "run": run}))
+    stored = read_run(store, run)
+    differing = documents.differing_keys(_without(stored, "rounds"), _without(document, "rounds"))
+    if differing:
+        more = f" and {len(differing) - _NAMED_KEYS} more" if len(differing) > _NAMED_KEYS else ""
+        raise UserError(f"run {run} exists with other values of {', '.join(differing[:_NAMED_KEYS])}{more}: use "
+                        "another run id, or the config it began with (only `rounds` may change)")
+    return stored
+
+
+def read_run(store: ObjectStore, run: str) -> dict[str, Any]:
+    """run.json. Raises MissingObject if there is no such run."""
+    key = layout.run_json(run)
+    document = documents.unseal(store.get(key), key)
+    if document.pop("kind", None) != "run" or document.pop("run", None) != run:
+        raise IntegrityError(f"{key} is foreign: it is not the run.json of {run}", "foreign")
+    return document
+
+
+def run_sha256(store: ObjectStore, run: str) -> str:
+    """sha256 of run.json's bytes."""
+    return documents.sha256(store.get(layout.run_json(run)))
+
+
+def list_runs(store: ObjectStore) -> list[str]:
+    """Ids of the runs that have a run.json, sorted."""
+    ids = [name.removeprefix("run=") for name in store.folders() if name.startswith("run=")]
+    return [run for run in ids if layout.RUN_ID.fullmatch(run) and _exists(store, layout.run_json(run))]
+
+
+def committed_rounds(store: ObjectStore, run: str) -> list[int]:
+    """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent."""
+    number = 0
+    while _exists(store, layout.manifest(run, number)):
+        number += 1
+    return list(range(number))
+
+
+def read_manifest(store: ObjectStore, run: str, number: int) -> Manifest | None:
+    """The manifest of a committed round, None if it is not committed."""
+    key = layout.manifest(run, number)
+    try:
+        data = store.get(key)
+    except MissingObject:
+        return None
+    return unpack(Manifest, "manifest", run, number, data, key)
+
+
+def parent_manifest(store: ObjectStore, run: str, number: int) -> str | None:
+    """Manifest id that round `number` follows: the previous round's, or of a branch's parent, or None."""
+    if number == 0:
+        return (read_run(store, run).get("branch") or {}).get("manifest")
+    previous = read_manifest(store, run, number - 1)
+    if previous is None:
+        raise UserError(f"round {number} of {run} cannot start: round {number - 1} is not committed; finish it first")
+    return previous.id
+
+
+def _without(document: dict[str, Any], key: str) -> dict[str, Any]:
+    config = document.get("config")
+    if not isinstance(config, dict):
+        return document
+    return {**document, "config": {name: value for name, value in config.items() if name != key}}
+
+
+def _exists(store: ObjectStore, key: str) -> bool:
+    try:
+        store.get(key)
+    except MissingObject:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""Snapshots: which files readers see. Taken from manifests, and for a round in progress from its receipts.
+
+A committed round never changes, so its manifest is all there is to read. A round in progress is frozen at the
+receipts that lay there when the snapshot was taken; what comes later is not in it. Shard files are never listed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage import layout
+from storage.errors import UserError
+from storage.objects import ObjectStore
+from storage.records import Manifest, Plan, ShardFile
+from storage.rounds import Round
+from storage.runs import list_runs, read_manifest, read_run
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """One round: its files by table, in shard order. `manifest` is None and `plan` is set while in progress."""
+
+    run: str
+    number: int
+    tables: Mapping[str, list[ShardFile]]
+    manifest: Manifest | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Rounds of a store at one moment."""
+
+    store: ObjectStore
+    documents: Mapping[str, dict[str, Any]]
+    """run.json of every run in the snapshot."""
+    _rounds: Mapping[tuple[str, int], RoundFiles] = field(default_factory=dict)
+
+    def rounds(self) -> list[tuple[str, int, bool]]:
+        """(run, number, committed), sorted."""
+        return [(run, number, files.manifest is not None) for (run, number), files in sorted(self._rounds.items())]
+
+    def files(self, run: str, number: int, table: str) -> list[ShardFile]:
+        """The shards of a table that count, in order; none where the stage has not begun."""
+        return list(self._rounds[run, number].tables.get(table, []))
+
+    def manifest(self, run: str, number: int) -> Manifest | None:
+        """The round's manifest, None while it is in progress."""
+        return self._rounds[run, number].manifest
+
+
+def take_snapshot(store: ObjectStore, run: str | None = None, in_progress: bool = False) -> Snapshot:
+    """Committed rounds of `run` (of all runs, if None), and with `in_progress` the one each run is working on."""
+    runs = list_runs(store)
+    if run is not None:
+        if run not in runs:
+            known = f"it has {', '.join(runs[:10])}" if runs else "it has no runs yet"
+            raise UserError(f"run {layout.check_run_id(run)} is not in the store {store.url}: {known}")
+        runs = [run]
+    rounds = [files for each in runs for files in _rounds_of(store, each, in_progress)]
+    return Snapshot(store, {each: read_run(store, each) for each in runs},
+                    {(files.run, files.number): files for files in rounds})
+
+
+def _rounds_of(store: ObjectStore, run: str, in_progress: bool) -> list[RoundFiles]:
+    found: list[RoundFiles] = []
+    while manifest := read_manifest(store, run, len(found)):
+        found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
+    round = Round(store, run, len(found))
+    if in_progress and round.planned():
+        files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
+        found.append(RoundFiles(run, round.number, _by_table(files), plan=round.plan()))
+    return found
+
+
+def _by_table(files: list[ShardFile]) -> dict[str, list[ShardFile]]:
+    tables: dict[str, list[ShardFile]] = {}
+    for file in files:
+        tables.setdefault(file.table, []).append(file)
+    return tables

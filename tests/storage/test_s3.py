@@ -1,0 +1,169 @@
+"""The store on S3, against moto's server on loopback.
+
+moto checks `If-None-Match` on put_object in a step of its own and ignores it on complete_multipart_upload; S3 does
+both at once. The application around it (a lock, and the second check) makes up for that, and can answer 500.
+"""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from small_store import contents, make_run, play_round, table
+from werkzeug.serving import make_server
+
+from storage import s3
+from storage.errors import MissingObject, UserError
+from storage.lineage import lineage
+from storage.objects import local_folder, local_path, open_store, store_exists
+from storage.rounds import Round, list_runs, local_checkpoint, starting_checkpoint
+from storage.snapshot import take_snapshot
+from storage.verify import verify
+
+
+class Server:
+    """moto as one WSGI application; `fail(n)` says whether the n-th request is answered 500 after it was done."""
+
+    def __init__(self):
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.lock, self.requests, self.fail = threading.Lock(), 0, None
+
+    def __call__(self, environ, start_response):
+        with self.lock:
+            self.requests += 1
+            if self._completes_what_is_there(environ):
+                start_response("412 Precondition Failed", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>PreconditionFailed</Code><Condition>If-None-Match</Condition></Error>"]
+            head = []
+            body = list(self.moto(environ, lambda status, headers, error=None: head.extend((status, headers))))
+            if self.fail and self.fail(self.requests):
+                head, body = ("500 Internal Server Error", []), [b"<Error><Code>InternalError</Code></Error>"]
+            start_response(*head)
+            return body
+
+    def _completes_what_is_there(self, environ) -> bool:
+        if environ["REQUEST_METHOD"] != "POST" or environ.get("HTTP_IF_NONE_MATCH") != "*":
+            return False
+        status = []
+        head = {**environ, "REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
+        list(self.moto(head, lambda line, headers, error=None: status.append(line)))
+        return status[0].startswith("200")
+
+
+@pytest.fixture(scope="module")
+def server():
+    application = Server()
+    running = make_server("127.0.0.1", 0, application, threaded=True)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3.S3Store._filesystem().mkdir("bucket")
+        yield application
+    running.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def store(server, request):
+    server.fail = None
+    yield open_store(f"s3://bucket/{request.node.name.split('[')[0]}", create=True)
+    server.fail = None
+
+
+def test_objects_are_put_once_got_listed_and_deleted(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"from a file")
+    assert store.put_if_absent("run=a/b", b"first") and not store.put_if_absent("run=a/b", b"second")
+    assert store.put_if_absent("run=a/c/d", tmp_path / "file") and not store.put_if_absent("run=a/c/d", b"x")
+    assert (store.get("run=a/b"), store.get("run=a/c/d")) == (b"first", b"from a file")
+    assert store.put_if_absent("empty", b"") and not store.put_if_absent("empty", b"x") and store.get("empty") == b""
+    assert [(info.key, info.size) for info in store.list("run=a/")] == [("run=a/b", 5), ("run=a/c/d", 11)]
+    assert [info.key for info in store.list("run")] == ["run=a/b", "run=a/c/d"]
+    assert all(info.modified > 1e9 for info in store.list()) and list(store.list("nothing/")) == []
+    assert store.folders() == ["run=a"] and store.folders("run=a/") == ["c"] and store.folders("nothing/") == []
+    store.delete("run=a/b")
+    store.delete("run=a/b")
+    for missing in (lambda: store.get("run=a/b"), lambda: local_path(store, "x"), lambda: local_folder(store, "x")):
+        with pytest.raises(MissingObject):
+            missing()
+
+
+def test_local_copies_have_the_objects_bytes(store):
+    store.put_if_absent("a/b/c", b"1")
+    store.put_if_absent("a/d", b"2")
+    folder = local_folder(store, "a")
+    assert (folder / "b" / "c").read_bytes() == b"1" and local_path(store, "a/d") == folder / "d"
+
+
+def test_a_large_object_is_put_in_parts_and_still_only_once(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = bytes(12 << 20)
+    (tmp_path / "large").write_bytes(data)
+    assert store.put_if_absent("parts", data) and store.get("parts") == data
+    assert not store.put_if_absent("parts", data[:-1] + b"x") and not store.put_if_absent("parts", tmp_path / "large")
+    assert store.put_if_absent("from-file", tmp_path / "large") and store.get("from-file") == data
+
+
+@pytest.mark.parametrize("size", [100, 12 << 20])
+def test_of_eight_workers_one_wins(store, monkeypatch, size):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    for number in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            bodies = [bytes([worker]) * size for worker in range(8)]
+            won = list(pool.map(lambda body: store.put_if_absent(f"race-{size}-{number}", body), bodies))
+        assert won.count(True) == 1
+        assert store.get(f"race-{size}-{number}") == bodies[won.index(True)]
+
+
+def test_a_round_on_s3_has_the_bytes_of_a_round_on_disk(store, tmp_path, memory_path):
+    local = open_store(memory_path / "store", create=True)
+    for each in (store, local):
+        make_run(each, "r", tmp_path / "base")
+        play_round(each, "r", 0, tmp_path)
+    assert {info.key: store.get(info.key) for info in store.list()} == contents(local.root)
+    assert Round(store, "r", 0).read("score", 1).equals(table("score", 1))
+    assert (local_checkpoint(store, starting_checkpoint(store, "r", 1)) / "model.safetensors").is_file()
+    assert verify(store) == [] and take_snapshot(store).rounds() == [("r", 0, True)] and list_runs(store) == ["r"]
+    assert len(lineage(store, starting_checkpoint(store, "r", 1).fingerprint)["rounds"]) == 1
+
+
+def test_a_server_that_does_its_work_and_then_answers_500_does_no_harm(store, server, tmp_path):
+    server.fail = lambda number: number % 9 == 0
+    make_run(store, "r", tmp_path / "base")
+    play_round(store, "r", 0, tmp_path, shards=1)
+    server.fail = None
+    assert verify(store) == []
+
+
+def test_stores_that_are_none_are_refused(store, server):
+    store.put_if_absent("x/thesis.tex", b"x")
+    for create in (False, True):
+        with pytest.raises(UserError, match="is not a store"):
+            open_store(store.url + "/x", create=create)
+    assert not store_exists(store.url + "/y") and store_exists(store.url)
+    for url in ("s3://", "s3://B/x", "s3://bucket/../x", "s3://bucket/a//b"):
+        with pytest.raises((UserError, RuntimeError), match="is not"):
+            open_store(url)
+
+
+def test_a_bucket_that_is_not_there_and_missing_rights_are_told_in_one_line(server, monkeypatch):
+    for create in (False, True):
+        with pytest.raises(UserError, match="bucket nowhere does not exist"):
+            open_store("s3://nowhere/x", create=create)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3.S3Store._filesystem().clear_instance_cache()
+    with pytest.raises(UserError, match="no credentials"):
+        open_store("s3://bucket/x", create=True)
+    s3.S3Store._filesystem().clear_instance_cache()
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match=r"needs the extra s3: pip install 'opd-rounds\[s3\]'"):
+        open_store("s3://bucket/x")
