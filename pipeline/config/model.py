@@ -1,0 +1,289 @@
+"""RunConfig: every key a run understands. Defaults are the vetted recipe; unknown keys are refused.
+
+Sections follow the round: `prompts`, `rollout`, `score`, `mask`, `objective`, `train`. A section whose content
+depends on a `type` is a union; setting the type drops the keys of the old one.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config: no unknown keys, no change after reading, no coercion of strings to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+Dtype = Literal["float32", "bfloat16"]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, strict=False)]
+Share = Annotated[float, Field(gt=0, le=1, strict=False)]
+
+
+class Model(Section):
+    """Where a model comes from and how it is run."""
+
+    path: str
+    """A local folder, or a hub name such as `Qwen/Qwen2.5-7B-Instruct`."""
+    revision: str | None = None
+    """Commit of a hub model. Required for hub names on runs that must be repeatable; the resolved one is recorded."""
+    dtype: Dtype = "float32"
+    """Of the weights in rollout and scoring. The trainer always keeps float32 master weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    """Runs code that came with the weights. Recorded in run.json."""
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------
+
+
+class HubSource(Section):
+    """A data set by its hub name. `OPD_DATA_DIR` may hold a local copy (README: data)."""
+
+    type: Literal["hub"] = "hub"
+    name: str
+    """Such as `openai/gsm8k`."""
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    question: str = "question"
+    """Column of the question, or of a chat (list of {role, content})."""
+    answer: str = "answer"
+    """Column of the reference answer, dots for nested ones (`reward_model.ground_truth`); "" for no rewards."""
+    solution: str | None = None
+    limit: Positive | None = None
+    """Use only the first so many rows."""
+
+
+class FileSource(Section):
+    """A Parquet or JSON-lines file."""
+
+    type: Literal["file"] = "file"
+    path: str
+    name: str | None = None
+    """Name of the data set in the tables; the file's stem if null."""
+    question: str = "question"
+    answer: str = "answer"
+    """Column of the reference answer, dots for nested ones; "" for no rewards."""
+    solution: str | None = None
+    limit: Positive | None = None
+
+
+class GeneratedSource(Section):
+    """Problems written by a generator of pipeline/prompts/generated.py, with solutions."""
+
+    type: Literal["generated"] = "generated"
+    generator: Literal["arithmetic"] = "arithmetic"
+    problems: Positive = 4096
+    seed: int = 0
+    split: Literal["train", "held_out"] = "train"
+    """The two splits share no problem."""
+
+
+Source = Annotated[HubSource | FileSource | GeneratedSource, Field(discriminator="type")]
+
+
+class Prompts(Section):
+    """Which problems a round asks, drawn without replacement until the source is used up."""
+
+    source: Source
+    task: str = "math"
+    """Name in the `task` column."""
+    template: str = "{question}"
+    """User message; `{question}` is replaced by the row's question."""
+    system: str | None = None
+    """System message, if any."""
+    per_round: Positive = 64
+    """Prompts in each round."""
+    per_shard: Positive = 16
+    """Prompts in each shard: the unit of work, of resume and of retries."""
+    max_prompt_tokens: Positive = 2048
+    """Longer prompts are dropped and counted."""
+
+
+# --- rollout ---------------------------------------------------------------------------------------------------
+
+
+class TransformersEngine(Section):
+    """`generate` of transformers."""
+
+    type: Literal["transformers"] = "transformers"
+    batch_size: Positive = 64
+    """Rollouts decoded together."""
+
+
+Engine = TransformersEngine
+"""Becomes a union on `type` with the second engine."""
+
+
+class Rollout(Section):
+    """How the student writes. Defaults: Revisiting OPD, top-p .9 at temperature 1."""
+
+    engine: Engine = TransformersEngine()
+    samples: Positive = 4
+    """Rollouts per prompt."""
+    temperature: Rate = 1.0
+    top_p: Share = 0.9
+    max_new_tokens: Positive = 512
+
+
+# --- score -----------------------------------------------------------------------------------------------------
+
+
+class Score(Section):
+    """What one pass over the rollouts keeps."""
+
+    teacher_top_k: Positive = 32
+    student_top_k: Positive = 16
+    student_log_probs_at_teacher_topk: bool = False
+    """Adds about 40 bytes per token; exact drift on the teacher's support needs it."""
+    grid: Literal[16, 32] = 32
+    """Log-probs in top-K lists are multiples of 1/grid nat."""
+    batch_tokens: Positive = 8192
+    """Tokens (prompts included) per forward pass."""
+    head_rows: Positive = 1024
+    """Response rows per chunk of the head: bounds memory at head_rows x vocabulary logits for each of the two models."""
+
+
+# --- mask ------------------------------------------------------------------------------------------------------
+
+
+class SpecialTokens(Section):
+    """Zero weight for the first occurrence per response of each listed token (Revisiting OPD, section 4)."""
+
+    type: Literal["special_tokens"] = "special_tokens"
+    tokens: list[str] = ["<", "think", "<|im_end|>"]
+    occurrences: Literal["first", "all"] = "first"
+
+
+class Detector(Section):
+    """Zero weight for tokens on which the teacher systematically disagrees with a sure student."""
+
+    type: Literal["detector"] = "detector"
+    max_log_ratio: float = Field(default=-10.0, strict=False)
+    """Flags tokens whose mean(log q - log p) is below this, in nats."""
+    min_student_prob: Share = 0.5
+    """... and whose mean student probability is above this."""
+    min_count: Positive = 8
+    """... seen at least so often in the round."""
+
+
+class SqlMask(Section):
+    """A SELECT returning (rollout_id, position, weight, reason) over `tokens`, `rollouts`, `history`, `$round`."""
+
+    type: Literal["sql"] = "sql"
+    file: str
+    """A name from sql/masks/ (without .sql) or the path of a .sql file."""
+
+
+Mask = Annotated[SpecialTokens | Detector | SqlMask, Field(discriminator="type")]
+
+
+# --- objective -------------------------------------------------------------------------------------------------
+
+
+class _Objective(Section):
+    pass
+
+
+class TeacherTopKLsm(_Objective):
+    """Reverse KL on the teacher's top-K, both sides renormalised (Revisiting OPD)."""
+
+    type: Literal["teacher_topk_lsm"] = "teacher_topk_lsm"
+    k: Positive | None = None
+    """Support size; null: all that is stored (score.teacher_top_k)."""
+
+
+class TailBucketTopK(_Objective):
+    """Reverse KL on the teacher's top-K plus one bucket for the rest."""
+
+    type: Literal["tail_bucket_topk"] = "tail_bucket_topk"
+    k: Positive | None = None
+
+
+class SampledToken(_Objective):
+    """Policy gradient on the sampled token, advantage log q - log p (Thinking Machines; Rethinking OPD)."""
+
+    type: Literal["sampled_token"] = "sampled_token"
+
+
+class SampledTokenMasked(_Objective):
+    """The same; refuses to run without a special-token mask (Revisiting OPD)."""
+
+    type: Literal["sampled_token_masked"] = "sampled_token_masked"
+
+
+Objective = Annotated[TeacherTopKLsm | TailBucketTopK | SampledToken | SampledTokenMasked,
+                      Field(discriminator="type")]
+
+
+# --- train -----------------------------------------------------------------------------------------------------
+
+
+class Train(Section):
+    """AdamW over the cached round."""
+
+    learning_rate: Rate = 2e-6
+    warmup_steps: Count = 10
+    """Linear, counted over the whole run, not per round: a fresh Adam without it costs most of the first rounds."""
+    rollouts_per_step: Positive = 64
+    epochs: Positive = 1
+    """Passes over the round's rollouts."""
+    micro_batch_tokens: Positive = 8192
+    """Tokens (prompts included) per forward pass; a step accumulates as many as it needs."""
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Rate = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0, strict=False)
+    max_grad_norm: Rate = 1.0
+    precision: Dtype = "float32"
+    """Of the forward pass; bfloat16 keeps float32 master weights."""
+    denominator: Literal["unmasked", "all"] = "unmasked"
+    """The token mean divides by unmasked tokens, or by all response tokens."""
+
+
+class RunConfig(Section):
+    """A whole distillation run."""
+
+    run: str
+    """Id of the run: a-z 0-9 . _ -, at most 64."""
+    store: str = "./opd-store"
+    """A folder, or s3://bucket/prefix."""
+    rounds: Positive = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Positive | None = None
+    """CPU threads of each stage; null: torch's default. Part of the determinism contract."""
+    student: Model
+    teacher: Model
+    prompts: Prompts
+    rollout: Rollout = Rollout()
+    score: Score = Score()
+    mask: list[Mask] = []
+    objective: Objective = TeacherTopKLsm()
+    train: Train = Train()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_objective(cls, document):
+        """`objective.k = 8` alone means the default objective with k = 8."""
+        if isinstance(document, dict) and isinstance(document.get("objective"), dict):
+            return {**document, "objective": {"type": "teacher_topk_lsm", **document["objective"]}}
+        return document
+
+    @model_validator(mode="after")
+    def _objective_fits_the_cache(self):
+        k = getattr(self.objective, "k", None)
+        if k is not None and k > self.score.teacher_top_k:
+            raise ValueError(f"objective.k = {k} is larger than score.teacher_top_k = {self.score.teacher_top_k}: "
+                             "lower it or store more")
+        return self
+
+    @model_validator(mode="after")
+    def _masked_objective_has_a_mask(self):
+        masks = {mask.type for mask in self.mask}
+        if self.objective.type == "sampled_token_masked" and not masks & {"special_tokens", "detector"}:
+            raise ValueError("objective.type = 'sampled_token_masked' needs a [[mask]] of type 'special_tokens' or "
+                             "'detector': add one, or use 'sampled_token'")
+        return self

@@ -1,0 +1,54 @@
+"""A config as TOML text: every key with its value, and what it means as a comment."""
+
+import json
+
+from pydantic import BaseModel
+
+from pipeline.config.load import _models
+from pipeline.config.model import RunConfig
+
+WIDTH = 118
+
+
+def to_toml(document: dict, *, comments: bool = False) -> str:
+    """`document` (a RunConfig as plain data) as TOML; with `comments`, each key's documentation above it."""
+    lines = _section(document, RunConfig, [], comments)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _section(document: dict, model: type[BaseModel] | None, path: list[str], comments: bool) -> list[str]:
+    plain = {k: v for k, v in document.items() if v is not None and not _is_section(v)}
+    lines = [f"\n[{'.'.join(path)}]"] if path and plain else []
+    for key, value in plain.items():
+        lines += _comment(model, key, comments) + [f"{key} = {_value(value)}"]
+    for key, value in document.items():
+        child = _child(model, key, value)
+        if isinstance(value, dict):
+            lines += _section(value, child, [*path, key], comments)
+        elif _is_section(value):
+            for item in value:
+                body = _section(item, _child(model, key, item), [], comments)
+                lines += [f"\n[[{'.'.join([*path, key])}]]", *body]
+    return lines
+
+
+def _is_section(value) -> bool:
+    return isinstance(value, dict) or isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _child(model, key: str, value) -> type[BaseModel] | None:
+    if model is None or key not in model.model_fields or not isinstance(value, dict):
+        return None
+    options = _models(model.model_fields[key].annotation)
+    return next((m for m in options if "type" in m.model_fields and m.model_fields["type"].default == value.get("type")),
+                options[0] if options else None)
+
+
+def _comment(model, key: str, comments: bool) -> list[str]:
+    text = model.model_fields[key].description if comments and model and key in model.model_fields else None
+    return [f"# {' '.join(text.split())}"] if text else []
+
+
+def _value(value) -> str:
+    """A TOML value; JSON's strings, numbers, booleans and lists are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
