@@ -1,0 +1,52 @@
+"""The columns of `tokens`: filled from tensors, chunk by chunk and in any order, then handed to Arrow as they are."""
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from pipeline.score.rows import TokenRows
+from storage import schemas
+
+FROM_ROLLOUTS = ("rollout_id", "prompt_id", "task")
+COMPUTED_LATER = ("reused_from",)
+
+
+class Columns:
+    """What the models say about each row; N rows."""
+
+    def __init__(self, rows: TokenRows, width: schemas.TopK):
+        self.rows, self.schema = rows, schemas.tokens(width)
+        given = {"position": rows.position_N.astype(np.int32), "token_id": rows.token_N,
+                 "rollout_log_prob": rows.per_token("rollout_log_probs"),
+                 "sampling_log_prob": rows.per_token("sampling_log_probs")}
+        scored = [field for field in self.schema
+                  if field.name not in given and field.name not in FROM_ROLLOUTS + COMPUTED_LATER]
+        self.arrays = given | {field.name: _empty(field.type, len(rows)) for field in scored}
+        self.scored = frozenset(field.name for field in scored)
+
+    def put(self, row_R: np.ndarray, statistics: dict[str, Tensor]) -> None:
+        """Store what was computed for some rows."""
+        assert statistics.keys() == self.scored, statistics.keys() ^ self.scored
+        for name, values in statistics.items():
+            self.arrays[name][row_R] = values.cpu().numpy()
+
+    def table(self) -> pa.Table:
+        """The rows as a table with the schema of `tokens`."""
+        columns = [self._column(field) for field in self.schema]
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _column(self, field: pa.Field):
+        if field.name in FROM_ROLLOUTS:
+            return self.rows.per_rollout(field.name)
+        if field.name in COMPUTED_LATER:
+            return pa.nulls(len(self.rows), field.type)
+        array = self.arrays[field.name]
+        if array.ndim == 1:
+            return pa.array(array, field.type)
+        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=field.type)
+
+
+def _empty(kind: pa.DataType, rows: int) -> np.ndarray:
+    if pa.types.is_fixed_size_list(kind):
+        return np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
+    return np.empty(rows, dtype=kind.to_pandas_dtype())
