@@ -1,0 +1,59 @@
+"""Which rollouts an optimizer step trains on, and how a step is cut into forward passes.
+
+Promises: the order depends on (run seed, round, epoch, rollout ids) alone: not on how rollouts lie in shards, on the
+number of threads, or on a library's random generator. `micro_batch_tokens` changes the cut, never the step.
+
+Shapes: R rollouts of the round, B rollouts of one forward pass.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def hash64(*parts) -> np.ndarray:
+    """64-bit hash of integers, arrays broadcast: splitmix64's finaliser over a running sum (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        state = np.uint64(0)
+        for part in parts:
+            state = state + np.asarray(part).astype(np.uint64) + _GOLDEN
+            state = (state ^ (state >> np.uint64(30))) * _MIX_1
+            state = (state ^ (state >> np.uint64(27))) * _MIX_2
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def steps_of_epoch(rollout_id_R: np.ndarray, seed: int, round_number: int, epoch: int,
+                   rollouts_per_step: int) -> list[np.ndarray]:
+    """Indices of the rollouts of each optimizer step: a permutation cut in pieces; the last may be short."""
+    order = np.lexsort((rollout_id_R, hash64(seed, round_number, epoch, rollout_id_R)))
+    return np.split(order, range(rollouts_per_step, len(order), rollouts_per_step))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rollouts of one forward pass, padded on the right to `width` tokens."""
+
+    rollouts_B: np.ndarray
+    width: int
+
+
+def micro_batches(rollouts: np.ndarray, length_R: np.ndarray, micro_batch_tokens: int) -> list[MicroBatch]:
+    """Cut `rollouts` into forward passes of at most `micro_batch_tokens` tokens, padding included.
+
+    Longest first, so that neighbours are of similar length and memory that does not suffice shows at once. A rollout
+    longer than the limit goes alone; one of length 0 has nothing to compute and goes nowhere.
+    """
+    rollouts = rollouts[length_R[rollouts] > 0]
+    rollouts = rollouts[np.argsort(-length_R[rollouts], kind="stable")]
+    batches, start = [], 0
+    while start < len(rollouts):
+        width = int(length_R[rollouts[start]])
+        end = start + max(1, micro_batch_tokens // width)
+        batches.append(MicroBatch(rollouts[start:end], width))
+        start = end
+    return batches

@@ -1,0 +1,84 @@
+"""How far the student has moved from the one that wrote the data, on a fixed 1/32 of the positions.
+
+p_0 wrote and scored the rollouts; p_now is the student before the step's update; q is the teacher; means run over
+the probed positions of the step's rollouts, masked ones included.
+
+    drift           mean KL(p_0 || p_now), coarsened to the cached student top-k and one bucket for the rest
+    ess             (sum w)^2 / (n sum w^2), w = p_now(y_t) / p_0(y_t), log w clamped to +-20
+    student_mass    mean of p_now's mass on the teacher's top-K
+    opd_reverse_kl  mean of log p_now(y_t) - log q(y_t)
+
+p_0 is stored on a grid, so its tail is known only up to rounding: of the tails that rounding allows, the one nearest
+to p_now's is taken, and the KL is the one of unnormalised masses, sum p_0 log(p_0 / p_now) - p_0 + p_now, whose
+every term is at least 0. An unmoved student then reads about 1e-5, not the .01 of `1 - sum of rounded masses`.
+
+Shapes: N probed positions, D model width, K teacher and k student entries.
+"""
+
+import numpy as np
+import torch
+
+from pipeline.objectives import TokenBatch
+from pipeline.train.batches import hash64
+
+ONE_IN_LOG2 = 5
+"""One position of 2^5."""
+LOG_RATIO_LIMIT = 20.0
+
+
+def probed(rollout_id: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Whether each position is one of the probed 1/32: a function of its ids alone, the same in every run."""
+    return hash64(rollout_id, position) >> np.uint64(64 - ONE_IN_LOG2) == 0
+
+
+class Probe:
+    """Collects the probed positions of one step; `metrics` sums them up."""
+
+    def __init__(self, grid: int):
+        self._half_step = 0.5 / grid
+        self._values: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def add(self, batch: TokenBatch, log_prob_N: torch.Tensor, at_teacher_NK: torch.Tensor,
+            at_student_Nk: torch.Tensor) -> None:
+        """Take in p_now's log-probs: of the sampled tokens, and at the teacher's and the student's stored top-K."""
+        log_ratio_N = (log_prob_N - batch.student_log_prob_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        self._values.append(torch.stack([
+            log_ratio_N, drift(batch, at_student_Nk, self._half_step), at_teacher_NK.exp().sum(-1),
+            log_prob_N - batch.teacher_log_prob_N]).double())
+
+    def metrics(self) -> dict:
+        """Columns of the steps table; null where no position was probed."""
+        names = ("drift", "ess", "student_mass", "opd_reverse_kl")
+        values = torch.cat(self._values, dim=1).cpu() if self._values else torch.empty(4, 0)
+        count = values.shape[1]
+        if count == 0:
+            return {**dict.fromkeys(names), "probe_tokens": 0}
+        log_ratio_N, drift_N, mass_N, reverse_kl_N = values
+        ratio_N = log_ratio_N.exp()
+        ess = ratio_N.sum() ** 2 / (count * (ratio_N ** 2).sum())
+        means = (drift_N.mean(), ess, mass_N.mean(), reverse_kl_N.mean())
+        return {**{name: value.item() for name, value in zip(names, means)}, "probe_tokens": count}
+
+
+def drift(batch: TokenBatch, now_Nk: torch.Tensor, half_step: float) -> torch.Tensor:
+    """KL(p_0 || p_now) per position over the student's stored top-k and its tail; `now_Nk` are p_now's log-probs."""
+    sampled_Nk = batch.student_topk_ids_Nk == batch.token_ids_N[:, None]
+    before_Nk = torch.where(sampled_Nk, batch.student_log_prob_N[:, None], batch.student_topk_log_probs_Nk).double()
+    now_Nk = now_Nk.double()
+    mass_Nk, mass_now_Nk = before_Nk.exp(), now_Nk.exp()
+    inside_N = _divergence(mass_Nk, before_Nk, mass_now_Nk, now_Nk).sum(-1)
+    rounding_Nk = torch.where(sampled_Nk, 0.0, half_step)
+    lowest_N = 1 - (before_Nk + rounding_Nk).exp().sum(-1)
+    highest_N = 1 - (before_Nk - rounding_Nk).exp().sum(-1)
+    now_N = (1 - mass_now_Nk.sum(-1)).clamp_min(_TINY)
+    tail_N = torch.minimum(torch.maximum(now_N, lowest_N), highest_N).clamp_min(_TINY)
+    return inside_N + _divergence(tail_N, tail_N.log(), now_N, now_N.log())
+
+
+_TINY = 1e-12
+"""Smallest tail: below float32's error in a sum of masses, and its logarithm is finite."""
+
+
+def _divergence(p, log_p, q, log_q):
+    return p * (log_p - log_q) - p + q

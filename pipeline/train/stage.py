@@ -1,0 +1,62 @@
+"""The train stage: one pass over a round's cached tokens, from the student that wrote them to the next one.
+
+    opd train --run R --round 3
+
+Reads the rollout, score and mask shards that have receipts, and checkpoint=3. Writes the steps table and
+checkpoint=4. It has one shard. Same inputs, same config, same number of threads: same bytes.
+"""
+
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline import objectives
+from pipeline.context import RoundContext
+from pipeline.models import device, load_model
+from pipeline.train.checkpoint import write_checkpoint
+from pipeline.train.optimizer import adamw, load_state
+from pipeline.train.reader import read_round
+from pipeline.train.student import Student
+from pipeline.train.trainer import Trainer
+from storage import schemas
+from storage.rounds import CheckpointFiles, Receipt, local_checkpoint, put_checkpoint, starting_checkpoint
+
+INPUT_STAGES = ("rollout", "score", "mask")
+
+
+def run(context: RoundContext, shard: int = 0) -> Receipt:
+    """Train on the round, put the next checkpoint, and finish the stage's only shard."""
+    assert shard == 0, "the train stage has one shard"
+    config, settings = context.config, context.config.train
+    start = starting_checkpoint(context.store, context.run, context.number)
+    folder = local_checkpoint(context.store, start, optimizer=True)
+    data = read_round(context.round, start.fingerprint)
+    model = load_model(folder, dtype="float32", attention=config.student.attention, device=device(),
+                       trust_remote_code=config.student.trust_remote_code)
+    student = Student(model, precision=settings.precision, vocabulary=context.document["vocabulary"]["shared"])
+    optimizer = adamw(model, learning_rate=settings.learning_rate, betas=(settings.beta1, settings.beta2),
+                      eps=settings.eps, weight_decay=settings.weight_decay)
+    # A starting student may come with the optimizer of the run that made it: a new run begins with its own.
+    run_steps = load_state(optimizer, model, folder) if context.number else 0
+    trainer = Trainer(student, optimizer, objectives.build(config.objective), settings, data,
+                      grid=config.score.grid, run_steps=run_steps)
+    steps = trainer.train_round(config.seed, context.number, context.progress)
+    return context.round.finish(
+        "train", shard, "steps", pa.Table.from_pylist(steps, schema=schemas.STEPS),
+        inputs=_inputs(context, start), facts={"steps": len(steps), "run_steps": trainer.run_steps},
+        checkpoint=_put(context, trainer, folder))
+
+
+def _put(context: RoundContext, trainer: Trainer, start: Path) -> CheckpointFiles:
+    with tempfile.TemporaryDirectory(prefix="opd-checkpoint-") as folder:
+        write_checkpoint(trainer.student.model, trainer.optimizer, trainer.run_steps, start, Path(folder))
+        return put_checkpoint(context.store, context.run, context.number + 1, Path(folder))
+
+
+def _inputs(context: RoundContext, start: CheckpointFiles) -> dict[str, str]:
+    """Key and sha256 of every file that training read."""
+    inputs = {file.key: file.sha256 for file in start.files}
+    for stage in INPUT_STAGES:
+        inputs.update(context.round.input_files(stage))
+    return inputs

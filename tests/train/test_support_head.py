@@ -1,0 +1,260 @@
+"""The support head and the chunked normaliser against plain dense heads under autograd."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.config.model import SampledToken, TailBucketTopK, TeacherTopKLsm
+from pipeline.objectives import build
+from pipeline.train import support_head
+from pipeline.train.log_normaliser import log_normaliser
+from pipeline.train.support_head import SupportIndex, clear_rows_, embed, student_logits, support_logits
+from tests.objectives.dense_reference import cached, gathered, states
+
+torch.set_num_threads(1)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SHAPES = [(50, 8, 6, 1), (50, 8, 6, 50), (700, 24, 40, 16), (5000, 16, 33, 128)]
+"""(vocabulary, width, positions, support)."""
+HEADS = [{}, {"bias": True}, {"scale": 0.25}, {"softcap": 3.0}, {"bias": True, "scale": 1.5, "softcap": 2.0}]
+
+
+def problem(shape, *, bias=False, dtype=torch.float64, device="cpu", repeated=False, scale=1.0, softcap=None):
+    """hidden, weight and bias that want gradients, and ids: distinct in each row unless `repeated`; a few are hot."""
+    vocabulary, width, positions, support = shape
+    torch.manual_seed(sum(shape))
+    leaf = lambda *size: torch.randn(*size, dtype=torch.float64).to(device, dtype).requires_grad_()
+    hotness = torch.arange(1, vocabulary + 1, dtype=torch.float64).reciprocal().expand(positions, -1)
+    ids = hotness.multinomial(support, replacement=repeated).to(device)
+    options = {"bias": leaf(vocabulary) if bias else None, "scale": scale, "softcap": softcap}
+    return leaf(positions, width), leaf(vocabulary, width), ids, options
+
+
+def dense_logits(hidden, weight, options):
+    raw = F.linear(hidden, weight, options["bias"]) * options["scale"]
+    return raw if options["softcap"] is None else options["softcap"] * torch.tanh(raw / options["softcap"])
+
+
+def gradients(result, hidden, weight, options):
+    """Backward from a fixed random cotangent; gradients of hidden, weight and bias, which are then cleared."""
+    cotangent = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    result.backward(cotangent.to(result))
+    leaves = [leaf for leaf in (hidden, weight, options["bias"]) if leaf is not None]
+    found = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
+
+
+def close(found, expected, tolerance):
+    """Within `tolerance` of the largest entry."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-30
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("repeated", [False, True], ids=["distinct", "repeated ids"])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logits_and_gradients_are_those_of_the_dense_head(shape, head, repeated, device):
+    hidden, weight, ids, options = problem(shape, repeated=repeated, device=device, **head)
+    dense = dense_logits(hidden, weight, options).gather(1, ids)
+    sparse = support_logits(hidden, weight, SupportIndex.build(ids), **options)
+    close([sparse.detach()], [dense.detach()], 1e-12)
+    expected = gradients(dense, hidden, weight, options)
+    close(gradients(sparse, hidden, weight, options), expected, 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("exclude", [False, True], ids=["whole", "outside"])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_normaliser_and_its_gradients_are_those_of_the_dense_head(shape, head, exclude, device):
+    vocabulary = shape[0] - 3
+    hidden, weight, ids, options = problem(shape, repeated=True, device=device, **head)
+    ids = ids.clamp_max(vocabulary - 1)
+    logits = dense_logits(hidden, weight, options)[:, :vocabulary]
+    left_out = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, exclude)
+    dense = logits.masked_fill(left_out, -torch.inf).logsumexp(1)
+    chunked = log_normaliser(hidden, weight, vocab=vocabulary, exclude=ids if exclude else None, **options)
+    close([chunked.detach()], [dense.detach()], 1e-12)
+    expected = gradients(dense, hidden, weight, options)
+    close(gradients(chunked, hidden, weight, options), expected, 1e-12)
+
+
+def test_a_support_that_is_the_whole_vocabulary_leaves_nothing_outside_and_no_gradient():
+    hidden, weight, _, options = problem((20, 4, 3, 1))
+    outside = log_normaliser(hidden, weight, exclude=torch.arange(20).repeat(3, 1))
+    assert torch.all(outside == -torch.inf)
+    assert not any(grad.any() for grad in gradients(outside, hidden, weight, options))
+
+
+def test_the_two_sums_of_student_logits_agree_when_a_row_holds_an_id_twice():
+    hidden, weight, _, options = problem((60, 8, 4, 1))
+    ids = torch.tensor([[3, 3, 5], [1, 2, 1], [7, 8, 9], [4, 4, 4]])
+    student = student_logits(hidden, weight, SupportIndex.build(ids), log_normaliser=True)
+    logits = dense_logits(hidden, weight, options)
+    close([student.lse_N], [logits.logsumexp(1)], 1e-12)
+    outside = logits.scatter(1, ids, -torch.inf)
+    close([student.log_outside_N], [outside.logsumexp(1)], 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("config", [TeacherTopKLsm(), TailBucketTopK(), SampledToken()], ids=lambda config: config.type)
+def test_an_objective_through_the_head_has_the_dense_gradients_of_hidden_and_weight(config, device):
+    objective = build(config)
+    teacher, before, _ = states(24, 900)
+    batch = cached(teacher, before, k=12).to(device)
+    hidden, weight, _, options = problem((900, 16, 24, 1), device=device)
+    dense = objective.loss(batch, gathered(F.linear(hidden, weight), objective.support(batch), objective))
+    index = SupportIndex.build(objective.support(batch))
+    student = student_logits(hidden, weight, index, log_normaliser=objective.needs_log_normaliser)
+    sparse = objective.loss(batch, student)
+    close([sparse.detach()], [dense.detach()], 1e-10)
+    expected = gradients(dense, hidden, weight, options)
+    close(gradients(sparse, hidden, weight, options), expected, 1e-10)
+
+
+def test_at_the_size_of_a_real_head_float32_gradients_are_within_1e5_of_dense():
+    torch.manual_seed(0)
+    hidden = torch.randn(24, 896).requires_grad_()
+    weight = (torch.randn(151936, 896) / 30).requires_grad_()
+    ids = (torch.rand(24, 64).pow(-1.0) * 8).long().clamp_max(151935)
+    index, teacher = SupportIndex.build(ids), torch.randn(24, 64).log_softmax(1)
+    loss = lambda logits: (logits.softmax(1) * (logits.log_softmax(1) - teacher)).sum(1).mean()
+    loss(support_logits(hidden, weight, index)).backward()
+    sparse = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    loss(F.linear(hidden, weight).gather(1, ids)).backward()
+    close(sparse, (hidden.grad, weight.grad), 1e-5)
+
+
+def test_a_tied_embedding_and_the_head_add_up_in_one_gradient_buffer():
+    hidden, weight, ids, _ = problem((50, 8, 6, 5))
+    tokens = torch.tensor([4, 4, 0, 1, 9, 30])
+
+    def gradient(embedding, head):
+        weight.grad = None
+        for _ in range(2):
+            states_ND = torch.tanh(embedding(tokens, weight)) + hidden.detach()
+            head(states_ND).square().sum().backward()
+        return weight.grad
+
+    dense = gradient(F.embedding, lambda h: F.linear(h, weight).gather(1, ids))
+    sparse = lambda h: support_logits(h, weight, SupportIndex.build(ids))
+    close([gradient(F.embedding, sparse)], [dense], 1e-12)
+    close([gradient(embed, sparse)], [dense], 1e-12)
+    close([gradient(embed, lambda h: F.linear(h, weight).gather(1, ids))], [dense], 1e-12)
+
+
+def test_gradients_go_into_the_buffer_that_is_there_and_accumulate():
+    hidden, weight, ids, _ = problem((50, 8, 6, 5), dtype=torch.float32)
+    index, buffer = SupportIndex.build(ids), torch.zeros_like(weight)
+    weight.grad = buffer
+    support_logits(hidden, weight, index).sum().backward()
+    once = buffer.clone()
+    support_logits(hidden, weight, index).sum().backward()
+    assert weight.grad is buffer
+    torch.testing.assert_close(buffer, 2 * once)
+    clear_rows_(weight, index.ids_U)
+    assert not buffer.any()
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that an operation makes, the buffers in `known` not counted."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.largest = {tensor.untyped_storage().data_ptr() for tensor in known}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, torch.Tensor) and made.layout == torch.strided:
+                if made.untyped_storage().data_ptr() not in self.known:
+                    self.largest = max(self.largest, made.numel())
+        return result
+
+
+def test_no_tensor_of_the_weights_size_or_of_all_logits_is_ever_made():
+    hidden, weight, ids, _ = problem((20000, 64, 200, 16), dtype=torch.float32)
+    weight.grad = torch.zeros_like(weight)
+    with Largest([hidden, weight, weight.grad]) as watch:
+        student = student_logits(hidden, weight, SupportIndex.build(ids), log_normaliser=True)
+        (student.logits_NS.sum() + student.lse_N.sum()).backward()
+    assert watch.largest <= 2**19 < min(weight.numel(), 200 * 20000)
+
+
+def test_a_frozen_head_or_trunk_gets_no_gradient():
+    for frozen in (0, 1):
+        leaves = problem((50, 8, 6, 5))
+        leaves[frozen].requires_grad_(False)
+        student = student_logits(*leaves[:2], SupportIndex.build(leaves[2]), log_normaliser=True)
+        (student.logits_NS.sum() + student.lse_N.sum()).backward()
+        assert leaves[frozen].grad is None and leaves[1 - frozen].grad.any()
+
+
+@pytest.mark.parametrize("hidden_dtype, weight_dtype",
+                         itertools.product([torch.float32, torch.bfloat16], repeat=2), ids=str)
+def test_half_precision_inputs_are_computed_in_float32_and_get_gradients_of_their_own_dtype(hidden_dtype, weight_dtype):
+    hidden, weight, ids, options = problem((700, 24, 40, 16))
+    hidden = hidden.detach().to(hidden_dtype).requires_grad_()
+    weight = weight.detach().to(weight_dtype).requires_grad_()
+    exact = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight)]
+    student = student_logits(hidden, weight, SupportIndex.build(ids), log_normaliser=True)
+    assert student.logits_NS.dtype == student.lse_N.dtype == torch.float32
+    dense = F.linear(*exact)
+    close([student.logits_NS, student.lse_N], [dense.gather(1, ids), dense.logsumexp(1)], 1e-6)
+    (student.logits_NS.sum() + student.lse_N.sum()).backward()
+    (dense.gather(1, ids).sum() + dense.logsumexp(1).sum()).backward()
+    assert (hidden.grad.dtype, weight.grad.dtype) == (hidden_dtype, weight_dtype)
+    for leaf, reference in zip((hidden, weight), exact):
+        close([leaf.grad], [reference.grad], 1e-5 if leaf.dtype == torch.float32 else 1e-2)
+
+
+def test_the_gathering_path_of_other_devices_gives_the_same_dots(monkeypatch):
+    hidden, weight, ids, _ = problem((700, 24, 40, 16))
+    whole = support_head._gathered_dots(hidden, weight, ids)
+    monkeypatch.setattr(support_head, "GATHERED", 1000)
+    close([support_head._gathered_dots(hidden, weight, ids), support_head._sampled_dots(hidden, weight, ids)],
+          [whole, whole], 1e-12)
+
+
+@pytest.mark.parametrize("config", [TeacherTopKLsm(), SampledToken()], ids=lambda config: config.type)
+def test_no_position_at_all_gives_zero_gradients(config):
+    objective = build(config)
+    teacher, before, _ = states(3, 50)
+    batch = cached(teacher, before, k=4).select(torch.zeros(3, dtype=torch.bool))
+    hidden, weight, _, _ = problem((50, 8, 3, 1))
+    student = student_logits(hidden[:0], weight, SupportIndex.build(objective.support(batch)),
+                             log_normaliser=objective.needs_log_normaliser)
+    objective.loss(batch, student).sum().backward()
+    assert not hidden.grad.any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    hidden, weight, ids, options = problem((5000, 64, 300, 32), dtype=torch.float32)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        student = student_logits(hidden, weight, SupportIndex.build(ids), log_normaliser=False)
+        found.append([student.logits_NS.detach(), *gradients(student.logits_NS, hidden, weight, options)])
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_an_index_knows_distinct_ids_their_pairs_and_repetitions():
+    index = SupportIndex.build(torch.tensor([[5, 2, 5], [2, 9, 0]], dtype=torch.int32))
+    assert index.ids_U.tolist() == [0, 2, 5, 9]
+    assert index.offsets_U.tolist() == [0, 1, 3, 5] and index.bounds == (0, 6)
+    assert index.rows_P.tolist() == [1, 0, 1, 0, 0, 1]
+    assert index.first_NS.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_a_weight_that_is_no_leaf_is_refused():
+    hidden, weight, ids, _ = problem((50, 8, 6, 5))
+    with pytest.raises(AssertionError, match="pass the parameter itself"):
+        support_logits(hidden, weight * 1, ids).sum().backward()

@@ -1,0 +1,146 @@
+"""The trainer's gradient is that of one dense loop over whole logits in float64, however a step is cut."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import objectives
+from pipeline.config.model import SampledToken, TailBucketTopK, TeacherTopKLsm, Train
+from pipeline.train.optimizer import adamw
+from pipeline.train.probe import Probe
+from pipeline.train.reader import join
+from pipeline.train.student import Student
+from pipeline.train.trainer import Trainer
+from tests.train.tables import made_up_round, tiny_model
+
+CONFIGS = {"teacher_topk_lsm": TeacherTopKLsm(), "tail_bucket_topk": TailBucketTopK(), "sampled_token": SampledToken()}
+
+
+def trainer_of(tables, model, objective, precision: str = "float32", **settings) -> Trainer:
+    student = Student(model, precision=precision)
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    return Trainer(student, optimizer, objectives.build(objective), Train(precision=precision, **settings),
+                   join(*tables, "here"), grid=32)
+
+
+def gradient(trainer: Trainer, rollouts: np.ndarray) -> dict[str, torch.Tensor]:
+    trainer.accumulate(*trainer.prepare_step(rollouts), Probe(32))
+    return {name: parameter.grad for name, parameter in trainer.student.model.named_parameters()}
+
+
+def lsm(log_p_V, row) -> torch.Tensor:
+    ids = torch.tensor(row["teacher_topk_ids"])
+    log_p, log_q = log_p_V[ids], torch.tensor(row["teacher_topk_log_probs"], dtype=torch.float64)
+    log_p, log_q = log_p - log_p.logsumexp(0), log_q - log_q.logsumexp(0)
+    return (log_p.exp() * (log_p - log_q)).sum()
+
+
+def tail_bucket(log_p_V, row) -> torch.Tensor:
+    ids = torch.tensor(row["teacher_topk_ids"])
+    log_p, log_q = log_p_V[ids], torch.tensor(row["teacher_topk_log_probs"], dtype=torch.float64)
+    p_tail, q_tail = 1 - log_p.exp().sum(), np.exp(row["teacher_log_tail"])
+    return (log_p.exp() * (log_p - log_q)).sum() + p_tail * (p_tail.log() - np.log(q_tail))
+
+
+def sampled(log_p_V, row) -> torch.Tensor:
+    return -(row["teacher_log_prob"] - row["student_log_prob"]) * log_p_V[row["token_id"]]
+
+
+REFERENCES = {"teacher_topk_lsm": lsm, "tail_bucket_topk": tail_bucket, "sampled_token": sampled}
+
+
+def reference(tables, model, objective: str, rollouts, denominator: str = "unmasked") -> tuple[float, dict]:
+    """(loss per unmasked token, gradient by name) of a plain loop with plain autograd."""
+    model = copy.deepcopy(model).double()
+    all_rollouts, tokens, mask = (table.to_pylist() for table in tables)
+    total, unmasked, count = 0.0, 0, 0
+    for i in rollouts:
+        prompt, response = all_rollouts[i]["prompt_tokens"], all_rollouts[i]["response_tokens"]
+        log_p_TV = model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        for row, masked in zip(tokens, mask):
+            if row["rollout_id"] == all_rollouts[i]["rollout_id"]:
+                loss = REFERENCES[objective](log_p_TV[len(prompt) + row["position"] - 1], row)
+                total = total + masked["weight"] * loss
+                unmasked, count = unmasked + (masked["weight"] != 0), count + 1
+    (total / (unmasked if denominator == "unmasked" else count)).backward()
+    return total.item() / unmasked, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def far_apart(found: dict, expected: dict) -> float:
+    """Largest difference, relative to the largest entry of the parameter's gradient."""
+    assert found.keys() == expected.keys()
+    return max(((found[name].double() - value).abs().max() / value.abs().max()).item()
+               for name, value in expected.items())
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return made_up_round(9)
+
+
+def moved(seed: int = 1, **shape):
+    """A student that is no longer the one that wrote the rollouts."""
+    model = tiny_model(seed, **shape)
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return model
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 10_000])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_the_gradient_is_that_of_a_dense_loop(tables, objective, tied, micro_batch_tokens):
+    model, rollouts = moved(tied=tied), np.array([7, 0, 3, 4, 8])
+    loss, expected = reference(tables, model, objective, rollouts)
+    trainer = trainer_of(tables, model, CONFIGS[objective], micro_batch_tokens=micro_batch_tokens)
+    assert far_apart(gradient(trainer, rollouts), expected) < 1e-5
+    assert trainer.step(rollouts)["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_denominator_may_be_all_tokens(tables):
+    model, rollouts = moved(), np.arange(9)
+    loss, expected = reference(tables, model, "teacher_topk_lsm", rollouts, "all")
+    trainer = trainer_of(tables, model, TeacherTopKLsm(), denominator="all")
+    assert far_apart(gradient(trainer, rollouts), expected) < 1e-5
+    assert trainer.step(rollouts)["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_padding_row_of_the_embedding_gets_no_input_gradient_as_in_the_model_itself(tables):
+    model, rollouts = moved(tied=False, pad=5), np.arange(9)
+    _, expected = reference(tables, model, "teacher_topk_lsm", rollouts)
+    found = gradient(trainer_of(tables, model, TeacherTopKLsm()), rollouts)
+    assert far_apart(found, expected) < 1e-5
+    assert not found["model.embed_tokens.weight"][5].any()
+
+
+def test_gradients_of_one_step_do_not_leak_into_the_next(tables):
+    trainer = trainer_of(tables, moved(), TailBucketTopK(), micro_batch_tokens=40)
+    gradient(trainer, np.array([1, 2]))
+    again = {name: value.clone() for name, value in gradient(trainer, np.array([7, 0])).items()}
+    fresh = gradient(trainer_of(tables, moved(), TailBucketTopK(), micro_batch_tokens=40), np.array([7, 0]))
+    assert all(torch.equal(again[name], value) for name, value in fresh.items())
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_micro_batch_tokens_change_nothing_but_rounding(tables, objective):
+    def weights(micro_batch_tokens):
+        trainer = trainer_of(tables, moved(), CONFIGS[objective], micro_batch_tokens=micro_batch_tokens,
+                             rollouts_per_step=4, warmup_steps=0, eps=1e-2)
+        steps = trainer.train_round(0, 0, lambda *_: None)
+        return [row["loss"] for row in steps], torch.cat([p.detach().flatten() for p in
+                                                          trainer.student.model.parameters()])
+
+    whole, one_by_one = weights(10_000), weights(1)
+    assert whole[0] == pytest.approx(one_by_one[0], rel=1e-6, abs=1e-7)
+    assert (whole[1] - one_by_one[1]).abs().max() < 1e-6
+
+
+def test_bfloat16_forward_keeps_float32_master_weights_and_a_near_gradient(tables):
+    model, rollouts = moved(), np.arange(9)
+    _, expected = reference(tables, model, "teacher_topk_lsm", rollouts)
+    found = gradient(trainer_of(tables, model, TeacherTopKLsm(), precision="bfloat16"), rollouts)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert 1e-5 < far_apart(found, expected) < 0.1
