@@ -1,0 +1,79 @@
+"""`opd run CONFIG`: play every round that is not committed. The same command starts, resumes and finds finished."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from flows.commands.options import add_json, verb
+
+
+def add(verbs) -> None:
+    parser = verb(verbs, "run", run, "Play the rounds of a config, from wherever they stand.")
+    parser.add_argument("config", type=Path, help="a .toml file; write one with `opd init`")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one key; may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the next plan, write "
+                                                               "nothing")
+    parser.add_argument("--prefect", action=argparse.BooleanOptionalAction,
+                        help="play through Prefect (default where PREFECT_API_URL is set)")
+    add_json(parser)
+
+
+def run(arguments) -> int:
+    from pipeline.config import load_config
+
+    config = load_config(arguments.config, arguments.set)
+    if arguments.dry_run:
+        return dry_run(config, arguments.json)
+    prefect = arguments.prefect if arguments.prefect is not None else bool(os.environ.get("PREFECT_API_URL"))
+    result = play(config, prefect)
+    print_result(config, result, arguments.json)
+    return 0
+
+
+def play(config, prefect: bool) -> dict:
+    """Play the run with or without Prefect; returns {run, played}."""
+    if prefect:
+        from flows.distill import distill
+
+        return distill(config)
+    from flows.local import distill
+    from flows.progress import ProgressBars
+
+    with ProgressBars() as bars:
+        return distill(config, bars.bar)
+
+
+def print_result(config, result: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    for played in result["played"]:
+        print(f"round {played['round']} committed: {played['manifest'][:12]}")
+    if not result["played"]:
+        print(f"{config.run}: all {config.rounds} rounds were committed already")
+    print(f"{config.run} lies in {config.store}; ask it: opd sql overlap_by_round --store {config.store}")
+
+
+def dry_run(config, as_json: bool) -> int:
+    """Print the resolved config and the plan of the first round, having written nothing."""
+    from flows.child import Child
+    from flows.progress import ProgressBars
+
+    with Child() as child, ProgressBars() as bars:
+        found = child.call("preview", bars.bar(config.run), config=config.model_dump(mode="json"), number=0)
+    if as_json:
+        print(json.dumps({"run": found["run"], "plan": found["plan"]}))
+        return 0
+    from pipeline.config.template import to_toml
+
+    print(to_toml(found["run"]["config"]))
+    shards = found["plan"]["shards"]
+    prompts = sum(len(shard["prompt_ids"]) for shard in shards)
+    print(f"# each of {config.rounds} rounds: {prompts} prompts x {config.rollout.samples} samples in {len(shards)} "
+          f"shards, from a pool of {found['run']['prompt_pool']}")
+    for warning in found["run"]["vocabulary"]["warnings"]:
+        print(f"# warning: {warning}")
+    print("# nothing was written")
+    return 0
+

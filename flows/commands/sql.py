@@ -1,0 +1,65 @@
+"""`opd sql QUERY`: ask the cache. QUERY is SQL, the name of a saved report of sql/reports/, or `-` for stdin."""
+
+import json
+import sys
+
+from flows.commands.options import add_json, add_store, verb
+
+
+def add(verbs) -> None:
+    parser = verb(verbs, "sql", run, "Ask the cache in SQL; views: rollouts, tokens, masked_tokens, topk, steps, "
+                                     "evaluations, rounds, shards, timings.")
+    parser.add_argument("query", help="SQL, the name of a saved report, or - to read SQL from stdin")
+    parser.add_argument("--run", dest="run_id", help="only this run")
+    parser.add_argument("--committed", action="store_true", help="only committed rounds")
+    add_store(parser)
+    add_json(parser)
+
+
+def run(arguments) -> int:
+    from storage.catalog import connect, query
+    from storage.objects import open_store
+    from storage.snapshot import take_snapshot
+
+    text = sys.stdin.read() if arguments.query == "-" else arguments.query
+    store = open_store(arguments.store)
+    snapshot = take_snapshot(store, arguments.run_id, in_progress=not arguments.committed)
+    table = query(connect(store, snapshot), saved_report(text) or text)
+    if arguments.json:
+        print(json.dumps(table.to_pylist(), default=str))
+    else:
+        print_table(table)
+    return 0
+
+
+def saved_report(name: str) -> str | None:
+    """The SQL of a saved report, or None if there is none of that name."""
+    from importlib.resources import files
+
+    if not name.isidentifier():
+        return None
+    file = files("sql") / "reports" / f"{name}.sql"
+    return file.read_text() if file.is_file() else None
+
+
+def print_table(table, limit: int = 200) -> None:
+    """Print at most `limit` rows for people; model text loses its control characters."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(*[escape(printable_cell(name)) for name in table.column_names])
+    for row in table.slice(0, limit).to_pylist():
+        shown.add_row(*[escape(printable_cell(value)) for value in row.values()])
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width to fit into
+        console.width = 10_000
+    console.print(shown)
+    if table.num_rows > limit:
+        print(f"{table.num_rows - limit} more rows; --json prints all")
+
+
+def printable_cell(value) -> str:
+    from storage.text import printable
+
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))

@@ -1,0 +1,57 @@
+"""`opd prompts|rollout|score|mask|train --run R --round N [--shard I]`: one stage by hand, without Prefect.
+
+`opd start CONFIG` writes run.json and the student's copy, which every stage needs.
+"""
+
+import json
+
+from flows.commands.options import add_json, add_store, verb
+from storage.layout import STAGES
+
+WHAT = {"prompts": "Draw a round's prompts.", "rollout": "Let the student write a round's rollouts.",
+        "score": "Score a round's rollouts with teacher and student.", "mask": "Make a round's loss weights.",
+        "train": "Train on a round's cache and commit the round."}
+
+
+def add(verbs) -> None:
+    for stage in STAGES:
+        parser = verb(verbs, stage, run, WHAT[stage])
+        parser.set_defaults(stage=stage)
+        parser.add_argument("--run", required=True, dest="run_id", help="id of a run that was started")
+        parser.add_argument("--round", required=True, type=int, dest="number", help="round, from 0")
+        parser.add_argument("--shard", type=int, help="only this shard (default: all that have no receipt)")
+        add_store(parser)
+        add_json(parser)
+
+
+def run(arguments) -> int:
+    from flows.child import Child
+    from flows.local import play_shards
+    from flows.progress import ProgressBars
+    from pipeline.stages import check_round, commit_if_complete, commit_round
+    from storage.objects import open_store
+    from storage.rounds import Round
+
+    round = Round(open_store(arguments.store), arguments.run_id, arguments.number)
+    check_round(round)
+    where = {"store": arguments.store, "run": arguments.run_id, "number": arguments.number}
+    with ProgressBars() as bars:
+        if not round.planned() and arguments.stage == "prompts":
+            with Child() as child:
+                child.call("plan", bars.bar(f"round {arguments.number} plan"), **where)
+        shards = [arguments.shard] if arguments.shard is not None else round.pending(arguments.stage)
+        done = play_shards(where, arguments.stage, shards, bars.bar)
+    committed = commit_if_complete(round, arguments.stage) is not None
+    if committed and arguments.stage == STAGES[-1]:
+        commit_round(round)
+    _print(arguments, done, committed)
+    return 0
+
+
+def _print(arguments, done: list[dict], committed: bool) -> None:
+    if arguments.json:
+        print(json.dumps({"stage": arguments.stage, "committed": committed, "shards": done}))
+        return
+    for shard in done:
+        print(f"{shard['stage']} {shard['shard']}: {shard['rows']} rows, {shard['bytes']} bytes")
+    print(f"{arguments.stage} of round {arguments.number}: {'committed' if committed else 'shards are missing'}")

@@ -1,0 +1,67 @@
+"""What a child process may be asked to do. Arguments and results are small and plain; token data stays in the store."""
+
+from functools import lru_cache
+
+from pipeline.config import RunConfig
+from pipeline.context import Progress, RoundContext, open_context
+
+
+def start(progress: Progress, config: dict) -> dict:
+    """Create the run, or find it; returns run.json."""
+    from pipeline.start import start_run
+
+    progress("checking models and prompts", 0, 1)
+    return start_run(RunConfig.model_validate(config))
+
+
+def preview(progress: Progress, config: dict, number: int) -> dict:
+    """What `start` and `plan` would write, without writing: run.json and the plan of one round."""
+    from pipeline.prompts.stage import preview_plan
+    from pipeline.start import describe_run
+
+    config = RunConfig.model_validate(config)
+    return {"run": describe_run(config), "plan": preview_plan(config, number)}
+
+
+def plan(progress: Progress, store: str, run: str, number: int) -> dict:
+    """Write the plan of a round; returns its shape."""
+    from pipeline import stages
+
+    context = _context(store, run, number, progress)
+    stages.plan(context)
+    return {"shards": len(context.round.plan().shards)}
+
+
+def shard(progress: Progress, store: str, run: str, number: int, stage: str, shard: int) -> dict:
+    """Compute one shard of one stage; returns its receipt in short."""
+    from pipeline import stages
+
+    receipt = stages.run_shard(_context(store, run, number, progress), stage, shard)
+    return {"stage": stage, "shard": shard, "rows": receipt.file.rows, "bytes": receipt.file.size,
+            "sha256": receipt.file.sha256, "facts": receipt.facts}
+
+
+def make_pair(progress: Progress, folder: str, seed: int) -> dict:
+    """Make the quickstart's teacher and student, or find them."""
+    from pipeline.pair import make_pair
+
+    return make_pair(folder, seed, progress).as_dict()
+
+
+def accuracy(progress: Progress, **arguments) -> dict:
+    """Exact-match accuracy of one model on held-out problems."""
+    from pipeline.evaluate.accuracy import accuracy
+
+    return accuracy(**arguments, progress=progress).as_dict()
+
+
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, accuracy)}
+
+
+@lru_cache(maxsize=1)
+def _context(store: str, run: str, number: int, progress: Progress) -> RoundContext:
+    from pipeline.stages import prepare_process
+
+    context = open_context(store, run, number, progress)
+    prepare_process(context.config)
+    return context

@@ -1,0 +1,43 @@
+"""A run without Prefect: the same order, the same child processes, progress bars instead of task runs."""
+
+from collections.abc import Callable
+
+from flows.child import Child, OnProgress
+from flows.order import next_round, play_round
+from pipeline.config import RunConfig
+from storage.objects import open_store
+from storage.rounds import Round
+
+
+def distill(config: RunConfig, progress_for: Callable[[str], OnProgress]) -> dict:
+    """Play every round of `config` that is not committed; `progress_for(title)` makes a progress callback."""
+    with Child() as child:
+        child.call("start", progress_for(config.run), config=config.model_dump(mode="json"))
+    played = []
+    while (number := next_round(config.store, config.run, config.rounds)) is not None:
+        played.append(distill_round(config.store, config.run, number, progress_for))
+    return {"run": config.run, "played": played}
+
+
+def distill_round(store: str, run: str, number: int, progress_for: Callable[[str], OnProgress]) -> dict:
+    """Play one round to its commit."""
+    round = Round(open_store(store), run, number)
+    where = {"store": store, "run": run, "number": number}
+
+    def plan() -> None:
+        with Child() as child:
+            child.call("plan", progress_for(f"round {number} plan"), **where)
+
+    def play_stage(stage: str, shards: list[int]) -> None:
+        play_shards(where, stage, shards, progress_for)
+
+    manifest = play_round(round, plan, play_stage)
+    return {"run": run, "round": number, "manifest": manifest.id}
+
+
+def play_shards(where: dict, stage: str, shards: list[int], progress_for: Callable[[str], OnProgress]) -> list[dict]:
+    """Compute `shards` of one stage in one child, one after the other."""
+    with Child() as child:
+        return [child.call("shard", progress_for(f"round {where['number']} {stage} {at}/{len(shards)}"),
+                           stage=stage, shard=shard, **where)
+                for at, shard in enumerate(shards, 1)]

@@ -1,0 +1,91 @@
+"""Starting a run: everything that can be wrong is found before the store is touched, then run.json is put.
+
+run.json holds the resolved config, versions, and what both models are; checkpoint=0 is a copy of the student.
+"""
+
+import importlib.metadata
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from storage.documents import differing_keys
+from storage.errors import MissingObject, UserError
+from storage.layout import check_run_id
+from storage.objects import ObjectStore, open_store, store_exists
+from storage.rounds import create_run, put_checkpoint, read_run
+
+RECORDED = ("opd-rounds", "torch", "transformers", "tokenizers", "pyarrow", "duckdb", "datasets", "prefect", "vllm")
+"""Distributions whose versions run.json records, where installed."""
+
+
+def start_run(config: RunConfig) -> dict:
+    """Create the run in its store, or find it there. Returns run.json.
+
+    Raises UserError, before anything is written, for models that do not fit each other, a K larger than the shared
+    vocabulary, or too few prompts; and if the run exists with another config (only `rounds` may grow).
+    """
+    check_run_id(config.run)
+    document = existing_run(config)
+    if document is None:
+        document = describe_run(config)
+        store = open_store(config.store, create=True)
+        document = create_run(store, config.run, {**document, "student_checkpoint": copy_student(store, config)})
+    refuse_other_config(config, document)
+    return document
+
+
+def existing_run(config: RunConfig) -> dict | None:
+    """run.json of this run, or None if there is no store or no run yet."""
+    if not store_exists(config.store):
+        return None
+    try:
+        return read_run(open_store(config.store), config.run)
+    except MissingObject:
+        return None
+
+
+def describe_run(config: RunConfig) -> dict:
+    """run.json without the student's copy. Loads tokenizers and prompts, no weights; writes nothing."""
+    from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
+    from pipeline.prompts.pool import check_pool
+
+    student, teacher = model_facts(config.student), model_facts(config.teacher)
+    agreement = vocabulary_agreement(load_tokenizer(config.student), load_tokenizer(config.teacher),
+                                     student_rows=student["vocab_size"], teacher_rows=teacher["vocab_size"])
+    for side, k in (("teacher", config.score.teacher_top_k), ("student", config.score.student_top_k)):
+        if k > agreement.shared:
+            raise UserError(f"score.{side}_top_k = {k} is larger than the {agreement.shared} tokens both models "
+                            "share: lower it")
+    return {"config": config.model_dump(mode="json"), "format": 1, "versions": versions(),
+            "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "prompt_pool": check_pool(config), "branch": None}
+
+
+def copy_student(store: ObjectStore, config: RunConfig) -> dict:
+    """Put the starting student as checkpoint=0; returns its files."""
+    from pipeline.models import resolve
+
+    return put_checkpoint(store, config.run, 0, Path(resolve(config.student))).as_dict()
+
+
+def refuse_other_config(config: RunConfig, document: dict) -> None:
+    """Raise UserError naming the first keys in which `config` differs from the stored run's."""
+    free = {"rounds", "store"}  # a run may be extended, and a store may be moved
+    mine, theirs = ({key: value for key, value in each.items() if key not in free}
+                    for each in (config.model_dump(mode="json"), document["config"]))
+    differing = differing_keys(mine, theirs)
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"run {config.run} exists with another {', '.join(differing[:3])}{more}: use another run id, "
+                        "or the config it began with (only `rounds` may change)")
+
+
+def versions() -> dict:
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # optional, or running from a checkout
+            continue
+    return found
+

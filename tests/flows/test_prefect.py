@@ -1,0 +1,109 @@
+"""Rounds through a real Prefect server: task runs per shard, and a killed worker's round that is finished once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from pipeline.config import load_config
+from tests.tiny import make_tiny
+
+ROOT = Path(__file__).parents[2]
+SHARDS = [f"{stage} {shard}" for stage in ("prompts", "rollout", "score", "mask") for shard in range(4)] + ["train 0"]
+DEPLOY = """
+from flows.distill import distill
+distill.from_source(source={root!r}, entrypoint="flows/distill.py:distill").deploy(
+    name="test", work_pool_name="pool", print_next_steps=False)
+"""
+
+
+def completed_task_runs(prefect, flow_run_ids: list[str]) -> Counter:
+    """Names of the completed task runs of these flow runs."""
+    found = prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": flow_run_ids}},
+                                               "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
+    return Counter(run["name"] for run in found)
+
+
+def round_flow_runs(prefect, run: str, number: int) -> list[str]:
+    found = prefect.call("/flow_runs/filter", {"flow_runs": {"name": {"any_": [f"{run} round {number}"]}}})
+    return [each["id"] for each in found]
+
+
+def test_the_api_lists_a_task_run_per_stage_shard_of_a_finished_round(prefect, tmp_path):
+    config = make_tiny(tmp_path, run="'in-prefect'", rounds=1)
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "run", str(config)], env=prefect.environment, text=True,
+                          capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    flows = round_flow_runs(prefect, "in-prefect", 0)
+    assert len(flows) == 1
+    time.sleep(3)  # task runs reach the API through its event queue
+    assert completed_task_runs(prefect, flows) == Counter([*SHARDS, "plan"])
+
+
+def test_a_users_error_is_not_retried(prefect, tmp_path):
+    config = make_tiny(tmp_path, run="'wrong'", rounds=1)
+    run = [sys.executable, "-m", "flows.cli", "run", str(config)]
+    assert subprocess.run(run, env=prefect.environment, capture_output=True, timeout=200).returncode == 0
+    shutil.rmtree(tmp_path / "teacher")
+    longer = subprocess.run([*run, "--set", "rounds=2"], env=prefect.environment, text=True, capture_output=True,
+                            timeout=200)
+    assert longer.returncode == 2 and longer.stderr.strip().splitlines()[-1].startswith("opd: ")
+    time.sleep(3)
+    failed = prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": round_flow_runs(prefect, "wrong", 1)}},
+                                                "task_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
+    assert [each["run_count"] for each in failed] == [1]
+
+
+def start_worker(prefect, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pool", "--type", "process"]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=prefect.environment, stdout=file, stderr=file, start_new_session=True)
+
+
+def wait_for(what, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL the worker, its flow runs and their children: what a machine that goes down does."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", "flow-run execute"], check=False)
+    subprocess.run(["pkill", "-9", "-f", "prefect.engine"], check=False)
+
+
+def test_a_worker_killed_between_score_and_train_yields_one_round_and_no_shard_twice(prefect, tmp_path):
+    config = load_config(make_tiny(tmp_path, run="'killed'", rounds=1))
+    python = [sys.executable, "-m", "prefect"]
+    subprocess.run([*python, "work-pool", "create", "pool", "--type", "process"], env=prefect.environment, check=True,
+                   capture_output=True)
+    subprocess.run([sys.executable, "-c", DEPLOY.format(root=str(ROOT))], env=prefect.environment, check=True,
+                   capture_output=True)
+    deployment = prefect.call("/deployments/name/opd-distill/test")["id"]
+    begun = prefect.call(f"/deployments/{deployment}/create_flow_run",
+                         {"parameters": {"config": config.model_dump(mode="json")}})["id"]
+    round = tmp_path / "store/run=killed/round=0"
+    worker = start_worker(prefect, tmp_path / "worker.log")
+    wait_for(lambda: (round / "score.json").exists())
+    kill_group(worker)
+    assert not (round / "train.json").exists(), "killed too late to show anything"
+    before = {file: file.stat().st_mtime_ns for file in (round / "receipts").iterdir()}
+    worker = start_worker(prefect, tmp_path / "worker.log")
+    try:
+        prefect.call(f"/flow_runs/{begun}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+        wait_for(lambda: prefect.call(f"/flow_runs/{begun}")["state_type"] == "COMPLETED")
+    finally:
+        kill_group(worker)
+    assert (round / "manifest.json").exists()
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    assert len(list(round.rglob("part-*.parquet"))) == 4 * 4 + 1
+    twice = {name for name, count in completed_task_runs(prefect, round_flow_runs(prefect, "killed", 0)).items()
+             if count > 1 and name != "plan"}
+    assert not twice
