@@ -47,18 +47,21 @@ def existing_run(config: RunConfig) -> dict | None:
 
 def describe_run(config: RunConfig) -> dict:
     """run.json without the student's copy. Loads tokenizers and prompts, no weights; writes nothing."""
+    from pipeline.mask.stage import check_config
     from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
     from pipeline.prompts.pool import check_pool
 
     student, teacher = model_facts(config.student), model_facts(config.teacher)
-    agreement = vocabulary_agreement(load_tokenizer(config.student), load_tokenizer(config.teacher),
+    tokenizer = load_tokenizer(config.student)
+    agreement = vocabulary_agreement(tokenizer, load_tokenizer(config.teacher),
                                      student_rows=student["vocab_size"], teacher_rows=teacher["vocab_size"])
     for side, k in (("teacher", config.score.teacher_top_k), ("student", config.score.student_top_k)):
         if k > agreement.shared:
             raise UserError(f"score.{side}_top_k = {k} is larger than the {agreement.shared} tokens both models "
                             "share: lower it")
     return {"config": config.model_dump(mode="json"), "format": 1, "versions": versions(),
-            "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "prompt_pool": check_pool(config), "branch": None}
+            "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "branch": None,
+            "sql_masks": check_config(config.mask, tokenizer), "prompt_pool": check_pool(config)}
 
 
 def copy_student(store: ObjectStore, config: RunConfig) -> dict:

@@ -1,0 +1,21 @@
+-- evaluations: graded samples.
+-- grain: run, round, prompt_id, sample, role
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   prompt_id: prompts.prompt_id
+--   sample: from 0
+--   task: name
+--   data_source: name of the data set
+--   model: sha256 fingerprint of the graded model
+--   role: student | teacher
+--   response_text: decoded view
+--   response_tokens: count
+--   finish_reason: stop | length
+--   answer: what was read out of the response
+--   ground_truth: reference answer
+--   correct: verdict
+--   verdict_reason: why
+--   seed: of this sample
+CREATE VIEW evaluations AS
+SELECT * FROM raw.evaluation;

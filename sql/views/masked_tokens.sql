@@ -1,0 +1,33 @@
+-- masked_tokens: tokens with the weight that training gave them; a round without a stored mask has no rows.
+-- grain: run, round, rollout_id, position
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   rollout_id: rollouts.rollout_id
+--   prompt_id: prompts.prompt_id
+--   task: prompts.task
+--   position: index into response_tokens
+--   token_id: the sampled token
+--   rollout_log_prob: nats, the engine's, raw
+--   sampling_log_prob: nats, of the density that was sampled
+--   student_log_prob: nats, same checkpoint, our scorer
+--   student_entropy: nats
+--   teacher_log_prob: nats
+--   teacher_rank: from 1
+--   teacher_entropy: nats
+--   teacher_log_tail: nats, teacher's log mass outside the teacher's top-K
+--   student_log_tail: nats, student's log mass outside the teacher's top-K
+--   teacher_topk_ids: token ids
+--   teacher_topk_log_probs: nats, on the grid
+--   student_topk_ids: token ids
+--   student_topk_log_probs: nats, on the grid
+--   teacher_log_probs_at_student_topk: nats, on the grid
+--   student_log_probs_at_teacher_topk: nats, on the grid; null unless the config stores it
+--   reused_from: manifest id of the round whose payload was reused
+--   gap: nats, teacher_log_prob - student_log_prob; negative where the teacher disagrees
+--   teacher_mass: share of 1, the teacher's mass on its top-K
+--   student_mass: share of 1, the student's mass on the teacher's top-K
+--   weight: factor on this token's loss; 0 masks it
+--   reasons: masks that touched it; empty where none did
+CREATE VIEW masked_tokens AS
+SELECT * FROM tokens JOIN raw.mask USING (run, round, rollout_id, position);

@@ -1,0 +1,27 @@
+-- rollouts: what the student wrote.
+-- grain: run, round, rollout_id
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   rollout_id: 63-bit hash of run seed, round, prompt, sample
+--   prompt_id: prompts.prompt_id
+--   sample: from 0, within the prompt
+--   task: prompts.task
+--   data_source: prompts.data_source
+--   messages: JSON list of {role, content}
+--   ground_truth: reference answer
+--   prompt_tokens: token ids
+--   response_tokens: token ids, EOS included when it was sampled
+--   response_text: decoded view of response_tokens; never re-encoded
+--   finish_reason: stop | length
+--   turns: [start, end) spans of response_tokens written by the student
+--   reward: 1 right, 0 wrong, null without ground truth
+--   policy_version: sha256 fingerprint of the checkpoint that wrote it
+--   engine: name and version
+--   sampling: temperature, nucleus mass, tokens
+--   seed: of this rollout alone
+--   token_hash: sha256 over prompt and response token ids
+--   rollout_log_probs: nats, the engine's, raw, one per response token
+--   sampling_log_probs: nats, under temperature and nucleus, one per response token
+CREATE VIEW rollouts AS
+SELECT * FROM raw.rollouts;

@@ -1,0 +1,109 @@
+-- rounds: one row per round: counts, and the means that tell how it went. Only what is selected is computed: the
+-- overlap columns read the top-K lists (.5 to 1.5 s per million tokens), the others are scalar scans.
+-- grain: run, round
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   committed: whether the round has a manifest
+--   manifest_id: sha256 of the manifest, null while the round is in progress
+--   prompts: count, distinct
+--   rollouts: count
+--   mean_length: response tokens per rollout
+--   truncation_rate: share of rollouts with finish_reason 'length'
+--   accuracy: mean reward of the rollouts that have one
+--   tokens: count, written by the student
+--   mean_gap: nats, mean of teacher_log_prob - student_log_prob
+--   gap_lower_decile: nats, 10 % of tokens have a gap below it
+--   positive_reward_share: share of tokens that the teacher finds likelier than the student does
+--   teacher_entropy: nats, mean
+--   student_entropy: nats, mean
+--   entropy_gap: nats, mean of |teacher_entropy - student_entropy|
+--   teacher_mass: share of 1, mean mass of the teacher on its top-K
+--   student_mass: share of 1, mean mass of the student on the teacher's top-K; LSM barely learns below .85
+--   not_in_topk_ratio: share of sampled tokens outside the teacher's top-K
+--   overlap_ratio: share of 1, mean of |S^p & S^q| / k
+--   overlap_mass_student: share of 1, mean mass of the student on S^p & S^q
+--   overlap_mass_teacher: share of 1, mean mass of the teacher on S^p & S^q
+--   overlap_token_advantage: nats, mean over S^p & S^q of p-(log q- - log p-), renormalised there
+--   train_rollout_logprob_abs_diff: nats, mean of |student_log_prob - rollout_log_prob|
+--   masked_share: share of tokens with weight 0
+--   steps: count, optimizer steps
+--   loss: nats, mean over the round's unmasked tokens
+--   opd_reverse_kl: nats, mean over steps of log p - log q on sampled tokens
+--   drift: nats, largest KL(p_0 || p_now) of a step
+--   ess: share of 1, smallest effective sample size of a step
+--   staleness: optimizer steps, largest
+CREATE VIEW rounds AS
+SELECT run, round,
+       coalesce(any_value(committed), false) AS committed,
+       any_value(manifest_id) AS manifest_id,
+       coalesce(any_value(prompts), 0) AS prompts,
+       coalesce(any_value(rollouts), 0) AS rollouts,
+       any_value(mean_length) AS mean_length,
+       any_value(truncation_rate) AS truncation_rate,
+       any_value(accuracy) AS accuracy,
+       coalesce(any_value(tokens), 0) AS tokens,
+       any_value(mean_gap) AS mean_gap,
+       any_value(gap_lower_decile) AS gap_lower_decile,
+       any_value(positive_reward_share) AS positive_reward_share,
+       any_value(teacher_entropy) AS teacher_entropy,
+       any_value(student_entropy) AS student_entropy,
+       any_value(entropy_gap) AS entropy_gap,
+       any_value(teacher_mass) AS teacher_mass,
+       any_value(student_mass) AS student_mass,
+       any_value(not_in_topk_ratio) AS not_in_topk_ratio,
+       any_value(overlap_ratio) AS overlap_ratio,
+       any_value(overlap_mass_student) AS overlap_mass_student,
+       any_value(overlap_mass_teacher) AS overlap_mass_teacher,
+       any_value(overlap_token_advantage) AS overlap_token_advantage,
+       any_value(train_rollout_logprob_abs_diff) AS train_rollout_logprob_abs_diff,
+       any_value(masked_share) AS masked_share,
+       coalesce(any_value(steps), 0) AS steps,
+       any_value(loss) AS loss,
+       any_value(opd_reverse_kl) AS opd_reverse_kl,
+       any_value(drift) AS drift,
+       any_value(ess) AS ess,
+       any_value(staleness) AS staleness
+FROM (
+    SELECT run, round, committed, manifest_id FROM raw.rounds
+    UNION ALL BY NAME
+    SELECT run, round,
+           count(DISTINCT prompt_id) AS prompts,
+           count(*) AS rollouts,
+           avg(len(response_tokens)) AS mean_length,
+           avg((finish_reason = 'length')::INTEGER) AS truncation_rate,
+           avg(reward) AS accuracy
+    FROM rollouts GROUP BY run, round
+    UNION ALL BY NAME
+    SELECT run, round,
+           count(*) AS tokens,
+           avg(gap) AS mean_gap,
+           quantile_cont(gap, 0.1) AS gap_lower_decile,
+           avg((gap > 0)::INTEGER) AS positive_reward_share,
+           avg(teacher_entropy) AS teacher_entropy,
+           avg(student_entropy) AS student_entropy,
+           avg(abs(teacher_entropy - student_entropy)) AS entropy_gap,
+           avg(teacher_mass) AS teacher_mass,
+           avg(student_mass) AS student_mass,
+           avg((teacher_rank > len(teacher_topk_ids))::INTEGER) AS not_in_topk_ratio,
+           avg(overlap_ratio(teacher_topk_ids, student_topk_ids)) AS overlap_ratio,
+           avg(overlap_mass(teacher_topk_ids, student_topk_ids, student_topk_log_probs)) AS overlap_mass_student,
+           avg(overlap_mass(teacher_topk_ids, student_topk_ids, teacher_log_probs_at_student_topk))
+               AS overlap_mass_teacher,
+           avg(overlap_token_advantage(teacher_topk_ids, student_topk_ids, student_topk_log_probs,
+                                       teacher_log_probs_at_student_topk)) AS overlap_token_advantage,
+           avg(abs(student_log_prob - rollout_log_prob)) AS train_rollout_logprob_abs_diff
+    FROM tokens GROUP BY run, round
+    UNION ALL BY NAME
+    SELECT run, round, avg((weight = 0)::INTEGER) AS masked_share FROM raw.mask GROUP BY run, round
+    UNION ALL BY NAME
+    SELECT run, round,
+           count(*) AS steps,
+           sum(loss * unmasked_tokens) / nullif(sum(unmasked_tokens), 0) AS loss,
+           avg(opd_reverse_kl) AS opd_reverse_kl,
+           max(drift) AS drift,
+           min(ess) AS ess,
+           max(staleness) AS staleness
+    FROM steps GROUP BY run, round
+)
+GROUP BY run, round;

@@ -1,0 +1,21 @@
+-- steps: what each optimizer step did.
+-- grain: run, step
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   step: optimizer steps since the run began, from 1
+--   step_in_round: from 1
+--   loss: objective per unmasked token, nats
+--   learning_rate: of this step
+--   grad_norm: l2, before clipping
+--   rollouts: in this step
+--   tokens: response tokens in this step
+--   unmasked_tokens: with a weight other than 0
+--   staleness: optimizer steps between the rollouts' checkpoint and this step's start
+--   drift: KL(p_0 || p_now) over the cached student top-k and its tail, nats
+--   ess: effective sample size of p_now / p_0 on the sampled tokens, share of 1
+--   student_mass: current student's mass on the teacher's top-K
+--   opd_reverse_kl: mean log p - log q on sampled tokens, nats
+--   probe_tokens: positions behind drift, ess and student_mass the fixed 1/32
+CREATE VIEW steps AS
+SELECT * FROM raw.steps;

@@ -1,0 +1,15 @@
+-- timings: how long each shard of each stage took; never hashed, different in every copy of a run.
+-- grain: run, round, stage, shard
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   stage: prompts | rollout | score | mask | train
+--   shard: index in the stage, from 0
+--   seconds: wall time
+--   rows: count, of the shard's file
+--   rows_per_second: rows / seconds
+--   host: name of the machine
+--   details: JSON, everything else that was noted
+CREATE VIEW timings AS
+SELECT run, round, stage, shard, seconds, rows, rows / nullif(seconds, 0) AS rows_per_second, host, details
+FROM raw.timings;
