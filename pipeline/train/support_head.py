@@ -106,7 +106,7 @@ def _dots(hidden_ND: Tensor, table: Tensor, ids_NS: Tensor) -> Tensor:
 
 
 def _sampled_dots(hidden_ND: Tensor, table: Tensor, ids_NS: Tensor) -> Tensor:
-    """By a CSR matrix whose rows are the positions' ids, neither sorted nor distinct, which its kernel does not need."""
+    """By a CSR matrix with the ids as columns, neither sorted nor distinct: its kernel needs neither."""
     starts_N = torch.arange(0, ids_NS.numel() + 1, ids_NS.shape[1])
     pattern = torch.sparse_csr_tensor(starts_N, ids_NS.flatten(), hidden_ND.new_zeros(ids_NS.numel()),
                                       size=(len(ids_NS), len(table)), check_invariants=False)

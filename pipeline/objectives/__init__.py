@@ -1,0 +1,11 @@
+"""The losses: what a student learns from the cached scores of a round.
+
+Every dense objective is a support, a divergence, a rule for the mass outside, a stop-gradient and a reduction
+(dense.py); sampled-token ones are policy gradients (policy_gradient.py). presets.py names the compositions.
+"""
+
+from pipeline.objectives.batch import StudentLogits, TokenBatch
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.presets import build
+
+__all__ = ["Objective", "StudentLogits", "TokenBatch", "build"]
