@@ -1,0 +1,111 @@
+"""The rollout stage: the student answers the prompts of a shard, several times each.
+
+    opd rollout --run R --round 3 [--shard 7]
+
+Reads the shard's prompts and the checkpoint that starts the round. Writes one row per rollout, sorted by
+(prompt_id, rollout_id), with the tokens that were drawn and both log-probs of each. The checkpoint is loaded once
+per process, for all of its shards.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.context import RoundContext
+from pipeline.evaluate.answers import is_correct
+from pipeline.prompts.draw import rollout_id
+from pipeline.rollout.engine import Generations, RolloutEngine, open_engine, sampling_of
+from pipeline.tokens import token_hash
+from storage import schemas
+from storage.checkpoints import weights_fingerprint
+from storage.errors import IntegrityError
+from storage.rounds import CheckpointFiles, Receipt, local_checkpoint, starting_checkpoint
+
+
+def run(context: RoundContext, shard: int) -> Receipt:
+    """Write the rollouts of one shard."""
+    start = starting_checkpoint(context.store, context.run, context.number)
+    _check_fingerprint(context, start)
+    folder = local_checkpoint(context.store, start)
+    engine = open_engine(context.config.rollout.engine, context.config.student, folder)
+    requests = _requests(context, shard)
+    generations = engine.generate(
+        [each["prompt_tokens"] for each in requests], [each["seed"] for each in requests],
+        sampling_of(context.config.rollout, context.document),
+        lambda done, total: context.progress("rollouts", done, total))
+    table = _table(context, requests, generations, engine, start.fingerprint, folder)
+    inputs = {file.key: file.sha256 for file in start.files} | context.round.input_files("prompts", shard)
+    return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs, facts=_facts(table))
+
+
+def _check_fingerprint(context: RoundContext, start: CheckpointFiles) -> None:
+    """The weights are those that the plan was made for, and what the committed hashes of their files add up to."""
+    hashes = {Path(file.key).name: file.sha256 for file in start.files}
+    for found in (start.fingerprint, weights_fingerprint(hashes)):
+        if found != context.round.plan().checkpoint:
+            raise IntegrityError(f"round {context.number} of {context.run} was planned for the student "
+                                 f"{context.round.plan().checkpoint[:12]}, but {start.prefix} is {found[:12]}: run "
+                                 "`opd verify`", "stale")
+
+
+def _requests(context: RoundContext, shard: int) -> list[dict]:
+    """One dict per rollout: its prompt's columns, sample, seed and id; sorted by (prompt_id, rollout_id)."""
+    seeds = context.round.plan().shards[shard].rollout_seeds
+    prompts = context.round.read("prompts", shard).to_pylist()
+    requests = [{**prompt, "sample": sample, "seed": seed,
+                 "rollout_id": rollout_id(context.config.seed, context.number, prompt["prompt_id"], sample)}
+                for prompt, of_prompt in zip(prompts, seeds, strict=True) for sample, seed in enumerate(of_prompt)]
+    return sorted(requests, key=lambda each: (each["prompt_id"], each["rollout_id"]))
+
+
+def _table(context: RoundContext, requests: list[dict], generations: Generations, engine: RolloutEngine,
+           policy: str, folder: Path) -> pa.Table:
+    texts, graded_texts = _texts(context, generations, len(requests), folder)
+    settings, lengths = context.config.rollout, np.diff(generations.offsets).tolist()
+    rows = {
+        "response_text": texts, "finish_reason": list(generations.finish_reasons),
+        "turns": [[{"start": 0, "end": length}] for length in lengths],
+        "reward": [_reward(text, each["ground_truth"]) for text, each in zip(graded_texts, requests)],
+        "policy_version": [policy] * len(requests), "engine": [engine.name_and_version] * len(requests),
+        "sampling": [{"temperature": settings.temperature, "top_p": settings.top_p,
+                      "max_new_tokens": settings.max_new_tokens}] * len(requests),
+        "token_hash": [token_hash(each["prompt_tokens"], generations.tokens(i)) for i, each in enumerate(requests)],
+        "response_tokens": _lists(schemas.TOKEN_LIST, generations.offsets, generations.token_ids),
+        "rollout_log_probs": _lists(schemas.FLOAT_LIST, generations.offsets, generations.log_probs),
+        "sampling_log_probs": _lists(schemas.FLOAT_LIST, generations.offsets, generations.sampling_log_probs),
+    }
+    columns = [rows[name] if name in rows else [each[name] for each in requests] for name in schemas.ROLLOUTS.names]
+    return pa.table([_array(column, field.type) for column, field in zip(columns, schemas.ROLLOUTS)],
+                    schema=schemas.ROLLOUTS)
+
+
+def _texts(context: RoundContext, generations: Generations, count: int, folder: Path) -> tuple[list[str], list[str]]:
+    """Responses as text: as they are, and without special tokens, for grading."""
+    from pipeline.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder, trust_remote_code=context.config.student.trust_remote_code)
+    ids = [generations.tokens(i).tolist() for i in range(count)]
+    whole, plain = ([tokenizer.decode(each, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+                     for each in ids] for skip in (False, True))
+    return whole, plain
+
+
+def _reward(text: str, ground_truth: str | None) -> float | None:
+    return None if ground_truth is None else float(is_correct(text, ground_truth)[0])
+
+
+def _lists(kind: pa.DataType, offsets: np.ndarray, values: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type), type=kind)
+
+
+def _array(column, kind: pa.DataType) -> pa.Array:
+    return column if isinstance(column, pa.Array) else pa.array(column, kind)
+
+
+def _facts(table: pa.Table) -> dict:
+    """Counts of the shard; `right` among the `graded`."""
+    rewards = [each for each in table["reward"].to_pylist() if each is not None]
+    return {"rollouts": table.num_rows, "response_tokens": len(table["response_tokens"].combine_chunks().values),
+            "truncated": table["finish_reason"].to_pylist().count("length"),
+            "graded": len(rewards), "right": int(sum(rewards))}
