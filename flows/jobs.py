@@ -1,6 +1,7 @@
 """What a child process may be asked to do. Arguments and results are small and plain; token data stays in the store."""
 
 from functools import lru_cache
+from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.context import Progress, RoundContext, open_context
@@ -41,21 +42,26 @@ def shard(progress: Progress, store: str, run: str, number: int, stage: str, sha
             "sha256": receipt.file.sha256, "facts": receipt.facts}
 
 
-def make_pair(progress: Progress, folder: str, seed: int) -> dict:
+def make_pair(progress: Progress, folder: str, seed: int, threads: int | None) -> dict:
     """Make the quickstart's teacher and student, or find them."""
-    from pipeline.pair import make_pair
+    from pipeline.quickstart.pair import make_pair
+    from pipeline.stages import prepare_process
 
-    return make_pair(folder, seed, progress).as_dict()
-
-
-def accuracy(progress: Progress, **arguments) -> dict:
-    """Exact-match accuracy of one model on held-out problems."""
-    from pipeline.evaluate.accuracy import accuracy
-
-    return accuracy(**arguments, progress=progress).as_dict()
+    prepare_process(threads)
+    return make_pair(Path(folder), seed, progress).as_dict()
 
 
-JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, accuracy)}
+def closing(progress: Progress, config: dict) -> dict:
+    """Exact match of the run's student before and after, and of its teacher."""
+    from pipeline.quickstart.closing import closing
+    from pipeline.stages import prepare_process
+
+    config = RunConfig.model_validate(config)
+    prepare_process(config.threads)
+    return closing(config, progress=progress).as_dict()
+
+
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, closing)}
 
 
 @lru_cache(maxsize=1)
@@ -63,5 +69,5 @@ def _context(store: str, run: str, number: int, progress: Progress) -> RoundCont
     from pipeline.stages import prepare_process
 
     context = open_context(store, run, number, progress)
-    prepare_process(context.config)
+    prepare_process(context.config.threads)
     return context

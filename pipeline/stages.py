@@ -9,7 +9,6 @@ import os
 import platform
 import time
 
-from pipeline.config import RunConfig
 from pipeline.context import RoundContext
 from storage.errors import MissingObject, UserError
 from storage.layout import STAGES
@@ -67,13 +66,13 @@ def commit_round(round: Round) -> Manifest:
     return round.commit()
 
 
-def prepare_process(config: RunConfig) -> None:
+def prepare_process(threads: int | None) -> None:
     """Make this process compute the same bits every time: fixed threads, deterministic kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if threads:
+        torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
 
 

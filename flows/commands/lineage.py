@@ -34,8 +34,10 @@ def lines(found: dict):
         config, rows = about["config"], each["rows"]
         masks = ", ".join(mask["type"] for mask in config["mask"]) or "none"
         yield f"  learnt in {each['run']} round {each['round']}  manifest {each['manifest'][:12]}"
-        yield f"    from {rows['prompts']} prompts, {rows['rollouts']} rollouts, {rows['tokens']} tokens written by {each['checkpoint_in'][:12]}"
+        yield (f"    from {rows['prompts']} prompts, {rows['rollouts']} rollouts, {rows['tokens']} tokens written by "
+               f"{each['checkpoint_in'][:12]}")
         yield f"    under teacher {about['teacher']['path']}  fingerprint {about['teacher']['fingerprint'][:12]}"
-        yield f"    with {config['objective']['type']}, mask {masks}, {rows['steps']} optimizer steps, {len(each['files'])} files"
+        yield (f"    with {config['objective']['type']}, mask {masks}, {rows['steps']} optimizer steps, "
+               f"{len(each['files'])} files")
     base = found["base"]
     yield f"  began as {base['student']['path']}  fingerprint {base['fingerprint'][:12]}"

@@ -107,7 +107,7 @@ class Prompts(Section):
 
 
 class TransformersEngine(Section):
-    """`generate` of transformers."""
+    """Models and KV caches of transformers, decoded in batches that shrink as rollouts end."""
 
     type: Literal["transformers"] = "transformers"
     batch_size: Positive = 64
@@ -144,7 +144,7 @@ class Score(Section):
     batch_tokens: Positive = 8192
     """Tokens (prompts included) per forward pass."""
     head_rows: Positive = 1024
-    """Response rows per chunk of the head: bounds memory at head_rows x vocabulary logits for each of the two models."""
+    """Response rows per chunk of the head: bounds memory at head_rows x vocabulary logits per model."""
 
 
 # --- mask ------------------------------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ def _child(model, key: str, value) -> type[BaseModel] | None:
     if model is None or key not in model.model_fields or not isinstance(value, dict):
         return None
     options = _models(model.model_fields[key].annotation)
-    return next((m for m in options if "type" in m.model_fields and m.model_fields["type"].default == value.get("type")),
-                options[0] if options else None)
+    tagged = (m for m in options if "type" in m.model_fields and m.model_fields["type"].default == value.get("type"))
+    return next(tagged, options[0] if options else None)
 
 
 def _comment(model, key: str, comments: bool) -> list[str]:

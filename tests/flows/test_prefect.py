@@ -1,5 +1,6 @@
 """Rounds through a real Prefect server: task runs per shard, and a killed worker's round that is finished once."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -71,12 +72,18 @@ def wait_for(what, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-def kill_group(process: subprocess.Popen) -> None:
+def descendants(pid: int) -> list[int]:
+    """Processes started by `pid` and by those."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
+    return [each for child in map(int, found) for each in (child, *descendants(child))]
+
+
+def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL the worker, its flow runs and their children: what a machine that goes down does."""
-    os.killpg(process.pid, signal.SIGKILL)
+    for pid in (process.pid, *descendants(process.pid)):
+        with contextlib.suppress(ProcessLookupError):  # ended with its parent
+            os.kill(pid, signal.SIGKILL)
     process.wait()
-    subprocess.run(["pkill", "-9", "-f", "flow-run execute"], check=False)
-    subprocess.run(["pkill", "-9", "-f", "prefect.engine"], check=False)
 
 
 def test_a_worker_killed_between_score_and_train_yields_one_round_and_no_shard_twice(prefect, tmp_path):
@@ -92,7 +99,7 @@ def test_a_worker_killed_between_score_and_train_yields_one_round_and_no_shard_t
     round = tmp_path / "store/run=killed/round=0"
     worker = start_worker(prefect, tmp_path / "worker.log")
     wait_for(lambda: (round / "score.json").exists())
-    kill_group(worker)
+    kill_all(worker)
     assert not (round / "train.json").exists(), "killed too late to show anything"
     before = {file: file.stat().st_mtime_ns for file in (round / "receipts").iterdir()}
     worker = start_worker(prefect, tmp_path / "worker.log")
@@ -100,7 +107,7 @@ def test_a_worker_killed_between_score_and_train_yields_one_round_and_no_shard_t
         prefect.call(f"/flow_runs/{begun}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
         wait_for(lambda: prefect.call(f"/flow_runs/{begun}")["state_type"] == "COMPLETED")
     finally:
-        kill_group(worker)
+        kill_all(worker)
     assert (round / "manifest.json").exists()
     assert all(file.stat().st_mtime_ns == then for file, then in before.items())
     assert len(list(round.rglob("part-*.parquet"))) == 4 * 4 + 1

@@ -90,6 +90,16 @@ def test_lineage_lists_the_rounds_behind_a_checkpoint(finished):
     assert [each["round"] for each in found["rounds"]] == [1, 0]
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_200_stored_tokens_agree_with_a_dense_computation_and_not_with_the_student_before(finished, number):
+    from tests.flows.dense_audit import audit
+
+    found = audit(finished / "store", "tiny", number)
+    assert found.scalars < 1e-4 and found.lists <= 0.5 / 32 + 1e-4
+    assert found.wrong_ids == found.wrong_ranks == 0
+    assert number == 0 or found.before > 0.01
+
+
 def receipts(store: Path, number: int, stage: str) -> list[Path]:
     return list((store / f"run=tiny/round={number}/receipts").glob(f"{stage}-*.json"))
 

@@ -211,7 +211,7 @@ def test_half_precision_inputs_are_computed_in_float32_and_get_gradients_of_thei
     (student.logits_NS.sum() + student.lse_N.sum()).backward()
     (dense.gather(1, ids).sum() + dense.logsumexp(1).sum()).backward()
     assert (hidden.grad.dtype, weight.grad.dtype) == (hidden_dtype, weight_dtype)
-    for leaf, reference in zip((hidden, weight), exact):
+    for leaf, reference in zip((hidden, weight), exact, strict=True):
         close([leaf.grad], [reference.grad], 1e-5 if leaf.dtype == torch.float32 else 1e-2)
 
 
@@ -243,7 +243,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         student = student_logits(hidden, weight, SupportIndex.build(ids), log_normaliser=False)
         found.append([student.logits_NS.detach(), *gradients(student.logits_NS, hidden, weight, options)])
     torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_an_index_knows_distinct_ids_their_pairs_and_repetitions():

@@ -24,7 +24,7 @@ from tests.train.tables import SMALL_K, K, mask_table, rollouts_table, tokens_ta
 SHARDS, PER_SHARD, VOCAB = 3, 4, 259
 TRAIN_HERE = "import sys; from pipeline.context import open_context; from pipeline.stages import prepare_process\n" \
              "from pipeline.train.stage import run\ncontext = open_context(sys.argv[1], 'tiny', 0)\n" \
-             "prepare_process(context.config); run(context)"
+             "prepare_process(context.config.threads); run(context)"
 
 
 @pytest.fixture(autouse=True)
