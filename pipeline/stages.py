@@ -76,13 +76,18 @@ def prepare_process(threads: int | None) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def _check_inputs(round: Round, stage: str, shard: int) -> None:
+def check_shard(round: Round, stage: str, shard: int | None = None) -> None:
+    """Raise UserError if the round has no plan, or no such shard."""
     if not round.planned():
         raise UserError(f"round {round.number} of {round.run} has no plan: run `opd prompts --run {round.run} "
                         f"--round {round.number}` first")
     shards = round.shard_indices(stage)
-    if shard not in shards:
+    if shard is not None and shard not in shards:
         raise UserError(f"{stage} of round {round.number} has no shard {shard}: it has 0 to {len(shards) - 1}")
+
+
+def _check_inputs(round: Round, stage: str, shard: int) -> None:
+    check_shard(round, stage, shard)
     earlier = NEEDS_SHARD.get(stage)
     if earlier and not round.receipt(earlier, shard):
         raise UserError(_missing(round, stage, earlier, f"shard {shard} of "))

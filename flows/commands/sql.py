@@ -1,9 +1,11 @@
 """`opd sql QUERY`: ask the cache. QUERY is SQL, the name of a saved report of sql/reports/, or `-` for stdin."""
 
+import difflib
 import json
 import sys
 
 from flows.commands.options import add_json, add_store, verb
+from storage.errors import UserError
 
 
 def add(verbs) -> None:
@@ -33,13 +35,16 @@ def run(arguments) -> int:
 
 
 def saved_report(name: str) -> str | None:
-    """The SQL of a saved report, or None if there is none of that name."""
-    from importlib.resources import files
+    """The SQL of a saved report, None for what is SQL itself. Raises UserError for a name that no report has."""
+    from storage.sqlfiles import load, names
 
-    if not name.isidentifier():
+    if not name.strip().isidentifier():
         return None
-    file = files("sql") / "reports" / f"{name}.sql"
-    return file.read_text() if file.is_file() else None
+    if name.strip() not in names("reports"):
+        near = difflib.get_close_matches(name, names("reports"), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names('reports'))}"
+        raise UserError(f"sql: no saved report is named {name.strip()}; {hint}")
+    return load("reports", name.strip()).text
 
 
 def print_table(table, limit: int = 200) -> None:

@@ -28,7 +28,7 @@ def run(arguments) -> int:
     from flows.child import Child
     from flows.local import play_shards
     from flows.progress import ProgressBars
-    from pipeline.stages import check_round, commit_if_complete, commit_round
+    from pipeline.stages import check_round, check_shard, commit_if_complete, commit_round
     from storage.objects import open_store
     from storage.rounds import Round
 
@@ -39,6 +39,7 @@ def run(arguments) -> int:
         if not round.planned() and arguments.stage == "prompts":
             with Child() as child:
                 child.call("plan", bars.bar(f"round {arguments.number} plan"), **where)
+        check_shard(round, arguments.stage, arguments.shard)
         shards = [arguments.shard] if arguments.shard is not None else round.pending(arguments.stage)
         done = play_shards(where, arguments.stage, shards, bars.bar)
     committed = commit_if_complete(round, arguments.stage) is not None

@@ -17,8 +17,9 @@ import pytest
 from flows.cli import main
 from tests.tiny import make_tiny
 
+ROOT = Path(__file__).parents[2]
 STAGES = ("prompts", "rollout", "score", "mask", "train")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT.pop("PREFECT_API_URL", None)
 
 
@@ -169,6 +170,15 @@ def test_sql_answers_gap_by_position_worst_tokens_masks_and_overlap(finished):
     assert ask(finished, "masked_by_reason") == []
     overlap = {row["round"]: row["overlap_ratio"] for row in ask(finished, "overlap_by_round")}
     assert set(overlap) == {0, 1} and all(0 <= value <= 1 for value in overlap.values())
+
+
+def test_the_readmes_sql_runs(finished):
+    blocks = (ROOT / "README.md").read_text().split("```sql\n")[1:]
+    queries = [block.split("```")[0] for block in blocks]
+    assert len(queries) == 3
+    for query in queries:
+        assert isinstance(ask(finished, query), list)
+    assert ask(finished, queries[0]), "both rounds have tokens"
 
 
 def test_a_dry_run_prints_config_and_plan_and_writes_nothing(tmp_path):

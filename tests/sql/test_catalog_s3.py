@@ -2,6 +2,7 @@
 
 import made_rounds as made
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from storage import catalog, codec, documents, layout, s3
@@ -20,9 +21,12 @@ def store(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    s3.S3Store._filesystem().mkdir("catalog")
-    yield open_store("s3://catalog/store", create=True)
-    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the endpoint of another test's server
+    try:
+        s3.S3Store._filesystem().mkdir("catalog")
+        yield open_store("s3://catalog/store", create=True)
+    finally:
+        server.stop()
 
 
 def put(store, number):
@@ -44,7 +48,9 @@ def test_a_locked_connection_reads_an_object_store_and_moves_only_what_it_opens(
     found = catalog.query(connection, "SELECT round, rollout_id, count(*) AS n FROM tokens WHERE round = 3 "
                                       "GROUP BY round, rollout_id")
     assert found.to_pylist() == [{"round": 3, "rollout_id": 3, "n": 3}]
-    with pytest.raises(IntegrityError, match=f"no object {files[1].key} in the store"):
+    with pytest.raises(IntegrityError, match="no object .* in the store") as caught:
         catalog.query(connection, "SELECT sum(gap) FROM tokens")
+    # DuckDB opens files on its own threads: which of the three it misses first is not decided
+    assert any(file.key in str(caught.value) for file in (files[1], files[2], files[4]))
     with pytest.raises(UserError):
         catalog.query(connection, "SELECT * FROM read_parquet('s3://catalog/store/other.parquet')")

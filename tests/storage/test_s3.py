@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from small_store import contents, make_run, play_round, table
 from werkzeug.serving import make_server
@@ -55,7 +56,8 @@ class Server:
 def server():
     application = Server()
     running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)  # a failed set-up must not hang the suite
+    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the endpoint of another test's server
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_port}")
