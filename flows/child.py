@@ -58,8 +58,20 @@ class Child:
         """Do the job in the child and return its dict. Raises what the job raised, ChildFailed if the child died."""
         with self._lock:
             self._ensure_started()
-            _send(self._pipe, job, arguments)
-            return self._await(job, arguments, on_progress)
+            try:
+                _send(self._pipe, job, arguments)
+                kind, content = self._await(on_progress)
+            except (EOFError, OSError):  # killed, or out of memory
+                raise self._death(job, arguments) from None
+            except BaseException:  # Ctrl-C, or a progress callback that failed: its answer must not reach the next call
+                self.close()
+                raise
+        if kind == "done":
+            return content
+        family, message, trace = content
+        error = FAMILIES.get(family, ChildFailed)(message)
+        error.child_traceback = trace
+        raise error
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait for it."""
@@ -79,25 +91,16 @@ class Child:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)
         self._pipe, theirs = server.Pipe()
-        self._process = server.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = server.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
 
-    def _await(self, job: str, arguments: dict, on_progress: OnProgress) -> dict:
+    def _await(self, on_progress: OnProgress) -> tuple[str, object]:
         while True:
-            try:
-                kind, content = _receive(self._pipe)
-            except (EOFError, OSError):  # killed, or out of memory
-                raise self._death(job, arguments) from None
-            if kind == "progress":
-                on_progress(*content)
-            elif kind == "done":
-                return content
-            else:
-                family, message, trace = content
-                error = FAMILIES.get(family, ChildFailed)(message)
-                error.child_traceback = trace
-                raise error
+            kind, content = _receive(self._pipe)
+            if kind != "progress":
+                return kind, content
+            on_progress(*content)
 
     def _death(self, job: str, arguments: dict) -> ChildFailed:
         self._process.join()

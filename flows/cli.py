@@ -22,13 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `opd sql ... | head`: a child's broken pipe is a ChildFailed
+        sys.stdout = open(os.devnull, "w")
+        return 0
     except KeyboardInterrupt:
         print("opd: interrupted; the store is whole, the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `opd sql ... | head`
-        sys.stdout = None
-        return 0
     except OpdError as error:
         return _fail(error, arguments.debug, 2 if isinstance(error, UserError) else 1)
     except Exception as error:  # a bug: still one line, and how to see more

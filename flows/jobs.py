@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+from flows.order import next_round
 from pipeline.config import RunConfig
 from pipeline.context import Progress, RoundContext, open_context
 
@@ -15,13 +16,18 @@ def start(progress: Progress, config: dict) -> dict:
     return start_run(RunConfig.model_validate(config))
 
 
-def preview(progress: Progress, config: dict, number: int) -> dict:
-    """What `start` and `plan` would write, without writing: run.json and the plan of one round."""
+def preview(progress: Progress, config: dict) -> dict:
+    """What `start` and the next `plan` would write, without writing: run.json and the round's plan, None if done."""
     from pipeline.prompts.stage import preview_plan
-    from pipeline.start import describe_run
+    from pipeline.start import describe_run, existing_run, refuse_other_config
 
     config = RunConfig.model_validate(config)
-    return {"run": describe_run(config), "plan": preview_plan(config, number)}
+    document = existing_run(config)
+    if document is None:
+        return {"run": describe_run(config), "plan": preview_plan(config, 0)}
+    refuse_other_config(config, document)
+    number = next_round(config.store, config.run, config.rounds)
+    return {"run": document, "plan": None if number is None else preview_plan(config, number)}
 
 
 def plan(progress: Progress, store: str, run: str, number: int) -> dict:

@@ -6,7 +6,7 @@ What has a receipt is not played again, so the same call starts a round, resumes
 
 from collections.abc import Callable
 
-from pipeline.stages import commit_if_complete, commit_round
+from pipeline.stages import commit_round
 from storage.layout import STAGES
 from storage.objects import open_store
 from storage.rounds import Manifest, Round, committed_rounds
@@ -25,7 +25,7 @@ def play_round(round: Round, plan: Callable[[], None], play_stage: PlayStage) ->
     for stage in STAGES:
         if not round.stage_committed(stage):
             play_stage(stage, round.pending(stage))
-            commit_if_complete(round, stage)
+            round.commit_stage(stage)
     return commit_round(round)
 
 

@@ -6,13 +6,15 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from storage.text import printable
+
 
 class ProgressBars:
     """Makes one callback per piece of work: `bar(title)(what, done, total)`."""
 
     def __init__(self):
         self._console = Console(file=sys.stderr)
-        columns = [TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        columns = [TextColumn("{task.description:<36}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._last = None
 
@@ -27,11 +29,12 @@ class ProgressBars:
     def bar(self, title: str):
         """A callback for one piece of work; the bar before it is complete."""
         self._finish()
+        title = printable(title)
         task = self._bars.add_task(title, total=None)
         self._last = (title, task, time.monotonic())
 
         def update(what: str, done: int, total: int) -> None:
-            self._bars.update(task, description=f"{title} {what}"[:36], completed=done, total=total)
+            self._bars.update(task, description=printable(f"{title} {what}")[:36], completed=done, total=total)
 
         return update
 
@@ -40,5 +43,5 @@ class ProgressBars:
             return
         title, task, start = self._last
         self._bars.remove_task(task)
-        self._console.print(f"[dim]{time.monotonic() - start:7.1f} s[/dim]  {title}", highlight=False)
+        self._console.print(f"{time.monotonic() - start:7.1f} s  {title}", highlight=False, markup=False)
         self._last = None

@@ -28,7 +28,7 @@ def worth_a_retry(task, task_run, state) -> bool:
 
 @flow(name="opd-round", flow_run_name="{run} round {number}", persist_result=False)
 def distill_round(store: str, run: str, number: Count) -> dict:
-    """Play round `number` of `run` from wherever it stands to its commit. Returns its id and files in short."""
+    """Play round `number` of `run` from wherever it stands to its commit. Returns the id of its manifest."""
     round = Round(open_store(store), run, number)
     where = {"store": store, "run": run, "number": number}
 

@@ -1,7 +1,7 @@
 """Running one shard of one stage: what the commands `opd rollout`, `opd score`, ... and the flows have in common.
 
-A stage needs the receipts of what it reads; a shard that has a receipt is never computed again; the last shard of a
-stage commits it.
+A stage needs the receipts of what it reads, and a shard that has a receipt is never computed again. Whoever finds a
+stage complete commits it.
 """
 
 import importlib

@@ -5,6 +5,7 @@ from pathlib import Path
 
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+FIRST_TOKEN = "SELECT rollout_id, position, 0.0 AS weight, 'first token' AS reason FROM tokens WHERE position = 0"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -59,16 +60,19 @@ def config_text(folder: Path, **changes) -> str:
         "student": {"path": str(folder / "student")}, "teacher": {"path": str(folder / "teacher")},
         "prompts": {"source": {"type": "file", "path": str(folder / "problems.jsonl")}, "per_round": 8, "per_shard": 2},
         "rollout": {"samples": 2, "max_new_tokens": 24}, "score": {"teacher_top_k": 16, "student_top_k": 8},
+        "mask": [{"type": "special_tokens", "tokens": ["<|im_end|>"]},
+                 {"type": "sql", "file": str(folder / "first_token.sql")}],
         "train": {"learning_rate": 1e-3, "warmup_steps": 2, "rollouts_per_step": 4},
     }
     return to_toml(apply_settings(document, [f"{key}={value}" for key, value in changes.items()]))
 
 
 def make_tiny(folder: Path, **changes) -> Path:
-    """Write the tiny pair, its problems and `config.toml` into `folder`; returns the config's path."""
+    """Write the tiny pair, its problems, a mask and `config.toml` into `folder`; returns the config's path."""
     tokenizer = byte_tokenizer()
     save_model(folder / "student", tokenizer, seed=1)
     save_model(folder / "teacher", tokenizer, seed=2, sharpness=1.5)
     write_problems(folder / "problems.jsonl")
+    (folder / "first_token.sql").write_text(FIRST_TOKEN)
     (folder / "config.toml").write_text(config_text(folder, **changes))
     return folder / "config.toml"

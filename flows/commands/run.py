@@ -56,24 +56,39 @@ def print_result(config, result: dict, as_json: bool) -> None:
 
 
 def dry_run(config, as_json: bool) -> int:
-    """Print the resolved config and the plan of the first round, having written nothing."""
+    """Print the resolved config and the plan of the next round, having written nothing."""
     from flows.child import Child
     from flows.progress import ProgressBars
+    from storage.text import printable
 
     with Child() as child, ProgressBars() as bars:
-        found = child.call("preview", bars.bar(config.run), config=config.model_dump(mode="json"), number=0)
+        found = child.call("preview", bars.bar(config.run), config=config.model_dump(mode="json"))
     if as_json:
-        print(json.dumps({"run": found["run"], "plan": found["plan"]}))
+        print(json.dumps(found))
         return 0
-    from pipeline.config.template import to_toml
-
-    print(to_toml(found["run"]["config"]))
-    shards = found["plan"]["shards"]
-    prompts = sum(len(shard["prompt_ids"]) for shard in shards)
-    print(f"# each of {config.rounds} rounds: {prompts} prompts x {config.rollout.samples} samples in {len(shards)} "
-          f"shards, from a pool of {found['run']['prompt_pool']}")
-    for warning in found["run"]["vocabulary"]["warnings"]:
-        print(f"# warning: {warning}")
-    print("# nothing was written")
+    for line in preview_lines(config, found):
+        print(printable(line))
     return 0
 
+
+def preview_lines(config, found: dict):
+    """The dry run for people: TOML, with the plan as comments."""
+    from pipeline.config.template import to_toml
+
+    yield from to_toml(found["run"]["config"]).splitlines()
+    yield ""
+    for warning in found["run"]["vocabulary"]["warnings"]:
+        yield f"# warning: {warning}"
+    plan, pool = found["plan"], found["run"]["prompt_pool"]
+    if plan is None:
+        yield f"# all {config.rounds} rounds are committed: there is nothing to play"
+    else:
+        prompts = sum(len(shard["prompt_ids"]) for shard in plan["shards"])
+        yield (f"# round {plan['round']} of 0 to {config.rounds - 1}: {prompts} prompts x {config.rollout.samples} "
+               f"samples in {len(plan['shards'])} shards")
+        yield (f"# drawn from {pool['prompts']} prompts: {pool['rows']} rows less {pool['duplicates']} duplicates and "
+               f"{pool['too_long']} longer than {config.prompts.max_prompt_tokens} tokens")
+        for shard in plan["shards"]:
+            ids = shard["prompt_ids"]
+            yield f"#   shard {shard['index']}: prompts {', '.join(map(str, ids[:3]))}{', ...' * (len(ids) > 3)}"
+    yield "# nothing was written"

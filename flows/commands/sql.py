@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import sys
 
 from flows.commands.options import add_json, add_store, verb
@@ -28,7 +29,7 @@ def run(arguments) -> int:
     snapshot = take_snapshot(store, arguments.run_id, in_progress=not arguments.committed)
     table = query(connect(store, snapshot), saved_report(text) or text)
     if arguments.json:
-        print(json.dumps(table.to_pylist(), default=str))
+        print(json.dumps([json_value(row) for row in rows(table)], default=str, allow_nan=False))
     else:
         print_table(table)
     return 0
@@ -47,14 +48,33 @@ def saved_report(name: str) -> str | None:
     return load("reports", name.strip()).text
 
 
+def rows(table) -> list[dict]:
+    """Rows as dicts. A name that comes twice, as in a join's `SELECT *`, gets _1, _2: a dict would drop columns."""
+    names, seen = [], {}
+    for name in table.column_names:
+        names.append(f"{name}_{seen[name]}" if name in seen else name)
+        seen[name] = seen.get(name, 0) + 1
+    return table.rename_columns(names).to_pylist()
+
+
+def json_value(value):
+    """`value` with null for what JSON cannot hold: a log tail is -inf where K is the whole vocabulary."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: json_value(each) for key, each in value.items()}
+    return [json_value(each) for each in value] if isinstance(value, list) else value
+
+
 def print_table(table, limit: int = 200) -> None:
     """Print at most `limit` rows for people; model text loses its control characters."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(*[escape(printable_cell(name)) for name in table.column_names])
-    for row in table.slice(0, limit).to_pylist():
+    first = rows(table.slice(0, limit))
+    shown = Table(*[escape(printable_cell(name)) for name in (first[0] if first else table.column_names)])
+    for row in first:
         shown.add_row(*[escape(printable_cell(value)) for value in row.values()])
     console = Console()
     if not console.is_terminal:  # a pipe has no width to fit into

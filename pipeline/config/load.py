@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.model import RunConfig
+from pipeline.config.model import RunConfig, with_default_objective
 from storage.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -49,6 +49,7 @@ def apply_settings(document: dict, settings: list[str]) -> dict:
     """
     pairs = [_split(setting) for setting in settings]
     pairs.sort(key=lambda pair: pair[0][-1] != "type")
+    document = with_default_objective(document)
     for keys, value in pairs:
         document = _with(document, keys, value, ".".join(keys))
     return document
@@ -132,7 +133,7 @@ def _walk(location: tuple) -> list[tuple]:
     """[(key, model that holds the key or None)] along `location`, tags left out."""
     steps, here = [], RunConfig
     for part in location:
-        options = _models(here)
+        options = section_models(here)
         tagged = [m for m in options if len(options) > 1 and m.model_fields["type"].default == part]
         if tagged:
             here = tagged[0]
@@ -144,10 +145,11 @@ def _walk(location: tuple) -> list[tuple]:
     return steps
 
 
-def _models(annotation) -> list[type[BaseModel]]:
+def section_models(annotation) -> list[type[BaseModel]]:
+    """The sections that a key of this type may hold: one, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return [model for part in typing.get_args(annotation) for model in section_models(part)]
 
 
 def _short(value) -> str:

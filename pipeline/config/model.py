@@ -6,7 +6,9 @@ depends on a `type` is a union; setting the type drops the keys of the old one.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from storage.layout import check_run_id
 
 
 class Section(BaseModel):
@@ -244,6 +246,14 @@ class Train(Section):
     """The token mean divides by unmasked tokens, or by all response tokens."""
 
 
+def with_default_objective(document: dict) -> dict:
+    """`objective.k = 8` alone means the default objective with k = 8."""
+    objective = document.get("objective")
+    if not isinstance(objective, dict):
+        return document
+    return {**document, "objective": {"type": "teacher_topk_lsm", **objective}}
+
+
 class RunConfig(Section):
     """A whole distillation run."""
 
@@ -267,10 +277,12 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_objective(cls, document):
-        """`objective.k = 8` alone means the default objective with k = 8."""
-        if isinstance(document, dict) and isinstance(document.get("objective"), dict):
-            return {**document, "objective": {"type": "teacher_topk_lsm", **document["objective"]}}
-        return document
+        return with_default_objective(document) if isinstance(document, dict) else document
+
+    @field_validator("run")
+    @classmethod
+    def _clean_run_id(cls, run: str) -> str:
+        return check_run_id(run)
 
     @model_validator(mode="after")
     def _objective_fits_the_cache(self):

@@ -4,7 +4,7 @@ import json
 
 from pydantic import BaseModel
 
-from pipeline.config.load import _models
+from pipeline.config.load import section_models
 from pipeline.config.model import RunConfig
 
 WIDTH = 118
@@ -39,7 +39,7 @@ def _is_section(value) -> bool:
 def _child(model, key: str, value) -> type[BaseModel] | None:
     if model is None or key not in model.model_fields or not isinstance(value, dict):
         return None
-    options = _models(model.model_fields[key].annotation)
+    options = section_models(model.model_fields[key].annotation)
     tagged = (m for m in options if "type" in m.model_fields and m.model_fields["type"].default == value.get("type"))
     return next(tagged, options[0] if options else None)
 

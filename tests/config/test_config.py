@@ -66,6 +66,11 @@ def test_setting_a_type_drops_the_keys_of_the_old_one_in_any_order():
     assert changed["objective"] == {"type": "sampled_token"}
 
 
+def test_setting_the_type_that_is_the_default_keeps_its_keys():
+    begun = {**SMALLEST, "objective": {"k": 4}}
+    assert apply_settings(begun, ["objective.type=teacher_topk_lsm"])["objective"]["k"] == 4
+
+
 def test_settings_leave_the_document_they_were_given_alone():
     apply_settings(SMALLEST, ["prompts.source.name='other'", "rounds=7"])
     assert SMALLEST["prompts"]["source"]["name"] == "openai/gsm8k" and "rounds" not in SMALLEST

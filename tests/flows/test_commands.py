@@ -70,6 +70,12 @@ def test_sql_mistakes_are_one_line_with_the_nearest_name(store, capsys):
     refused(capsys, "sql", "SELECT * FROM read_csv('/etc/passwd')", "--store", store, said="read_csv")
 
 
+def test_json_of_sql_is_json_and_keeps_every_column(store, capsys):
+    main(["sql", "SELECT 'a' AS n, 1 AS n, '-inf'::DOUBLE AS tail, ['nan'::FLOAT, 2] AS list", "--store", str(store),
+          "--json"])
+    assert json.loads(capsys.readouterr().out) == [{"n": "a", "n_1": 1, "tail": None, "list": [None, 2.0]}]
+
+
 def test_text_of_a_model_reaches_a_terminal_without_its_control_characters(store, capsys):
     main(["sql", "SELECT chr(27) || '[31mred' || chr(8238) AS text", "--store", str(store)])
     shown = capsys.readouterr().out

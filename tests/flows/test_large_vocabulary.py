@@ -7,7 +7,7 @@ import torch
 
 from flows.cli import main
 from tests.flows.dense_audit import audit
-from tests.tiny import TEMPLATE, config_text, save_model
+from tests.tiny import FIRST_TOKEN, TEMPLATE, config_text, save_model
 
 V = 151_936
 
@@ -41,6 +41,7 @@ def test_a_round_runs_from_a_config_at_the_size_of_a_real_vocabulary(tmp_path):
     for name, seed in (("student", 1), ("teacher", 2)):
         save_model(tmp_path / name, tokenizer, seed=seed, hidden=896, layers=1, sharpness=0.25)
     zipf_problems(tmp_path / "problems.jsonl")
+    (tmp_path / "first_token.sql").write_text(FIRST_TOKEN)
     config = tmp_path / "config.toml"
     config.write_text(config_text(tmp_path, rounds=1, threads=2, **{
         "prompts.per_round": 4, "rollout.samples": 2, "rollout.max_new_tokens": 8, "score.teacher_top_k": 64,
