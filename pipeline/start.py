@@ -11,7 +11,6 @@ from pathlib import Path
 from pipeline.config import RunConfig
 from storage.documents import differing_keys
 from storage.errors import MissingObject, UserError
-from storage.layout import check_run_id
 from storage.objects import ObjectStore, open_store, store_exists
 from storage.rounds import create_run, put_checkpoint, read_run
 
@@ -25,7 +24,6 @@ def start_run(config: RunConfig) -> dict:
     Raises UserError, before anything is written, for models that do not fit each other, a K larger than the shared
     vocabulary, or too few prompts; and if the run exists with another config (only `rounds` may grow).
     """
-    check_run_id(config.run)
     document = existing_run(config)
     if document is None:
         document = describe_run(config)

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from storage.guard import check_reads_only, one_line
 from storage.objects import LocalStore, ObjectStore
 from storage.records import ShardFile
 from storage.rounds import Round
+from storage.scratch import remove_own, scratch_folder
 from storage.snapshot import Snapshot
 from storage.vocabulary import SCHEMA as VOCABULARY
 from storage.vocabulary import vocabulary
@@ -105,17 +107,21 @@ def run_select(connection, sql: str, parameters: Mapping[str, Any] | Sequence[An
 
 
 def open_connection(threads: int | None = None):
-    """An empty in-memory database with the schema `raw`; the clock is UTC, no Python variable is a table."""
+    """An empty in-memory database with the schema `raw`; the clock is UTC, no Python variable is a table.
+
+    What does not fit into memory is spilled to a folder of its own, which goes when the connection does.
+    """
     try:
         import duckdb
     except ImportError as error:
         raise UserError("SQL needs duckdb, which is not installed here: pip install 'duckdb>=2.0'") from error
-    spill = Path(tempfile.gettempdir()) / f"opd-duckdb-{os.getpid()}"
+    spill = Path(tempfile.mkdtemp(dir=scratch_folder("duckdb", os.getpid())))
     config: dict[str, Any] = {"python_enable_replacements": False, "autoinstall_known_extensions": False,
                               "temp_directory": str(spill)}
     if threads:
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
+    weakref.finalize(connection, remove_own, spill, os.getpid())
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("CREATE SCHEMA raw")
     return connection

@@ -9,14 +9,15 @@ import os
 from pathlib import Path
 
 from storage import documents, layout
-from storage.errors import IntegrityError, UserError
-from storage.objects import TEMP_PREFIX, ObjectStore, local_folder
+from storage.errors import IntegrityError, MissingObject, UserError
+from storage.objects import TEMP_PREFIX, ObjectStore
 from storage.records import CheckpointFiles, StoredFile
 from storage.runs import read_manifest, read_run
 from storage.shards import checked_path, file_sha256
+from storage.weights import is_optimizer, is_weights, weight_files
 
 KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
-"""Weights, configs, chat template, vocabulary. Pickled weights, code and the rest of a folder are left behind."""
+"""Weights, configs, chat template, vocabulary. Pickled weights, code, further safetensors and the rest are left behind."""
 ROUND_COPY = "round.json"
 """A byte copy of the manifest of the round that ended with this checkpoint."""
 
@@ -27,20 +28,11 @@ def weights_fingerprint(hashes: dict[str, str]) -> str:
     return documents.sha256(documents.dump(weights))
 
 
-def is_weights(name: str) -> bool:
-    """Whether a checkpoint's file holds model weights (safetensors of the optimizer do not)."""
-    return name.endswith(".safetensors") and not name.startswith("optimizer")
-
-
 def folder_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file of `folder` that a checkpoint keeps. Raises UserError if there are no weights."""
+    """sha256 of every file of `folder` that a checkpoint keeps. Raises UserError if it is no whole model."""
     if not folder.is_dir():
         raise UserError(f"checkpoint {folder} is not a folder: name one with model.safetensors in it")
-    hashes = {path.name: file_sha256(path) for path in _kept(folder)}
-    if not any(is_weights(name) for name in hashes):
-        raise UserError(f"checkpoint {folder} holds no .safetensors weights (pickled ones are never read): convert it "
-                        "with save_pretrained")
-    return hashes
+    return {path.name: file_sha256(path) for path in _kept(folder)}
 
 
 def put_checkpoint(store: ObjectStore, run: str, number: int, folder: Path) -> CheckpointFiles:
@@ -59,16 +51,19 @@ def put_checkpoint(store: ObjectStore, run: str, number: int, folder: Path) -> C
 def local_checkpoint(store: ObjectStore, files: CheckpointFiles, *, optimizer: bool = False) -> Path:
     """A local folder with the checkpoint and nothing else, sizes and sha256 checked once per process.
 
-    The optimizer's state, twice the size of the weights, is checked only where it is going to be read: `optimizer`.
+    The optimizer's state, twice the size of the weights, is brought here and checked only where it is going to be
+    read: `optimizer`.
     A file that was planted beside the weights is refused: loaders look for adapters, code and further weights.
     """
-    for file in files.files:
-        if not optimizer and file.key.removeprefix(files.prefix).startswith("optimizer"):
-            continue
-        checked_path(store, file.key, file.size, file.sha256)
-    folder = local_folder(store, files.prefix)
-    planted = set(os.listdir(folder)) - {file.key.removeprefix(files.prefix) for file in files.files} - {ROUND_COPY}
-    planted = sorted(name for name in planted if not name.startswith(TEMP_PREFIX))
+    names = {file.key: file.key.removeprefix(files.prefix) for file in files.files}
+    planted = {info.key.removeprefix(files.prefix) for info in store.list(files.prefix)} - set(names.values())
+    paths = [checked_path(store, file.key, file.size, file.sha256) for file in files.files
+             if optimizer or not is_optimizer(names[file.key])]
+    if not paths:
+        raise MissingObject(files.prefix)
+    folder = paths[0].parent
+    planted |= set(os.listdir(folder)) - set(names.values())  # links too, which no list shows
+    planted = sorted(name for name in planted - {ROUND_COPY} if not name.startswith(TEMP_PREFIX))
     if planted:
         raise IntegrityError(f"{files.prefix}{planted[0]} lies in a checkpoint that does not name it: remove it",
                              "foreign")
@@ -87,6 +82,8 @@ def starting_checkpoint(store: ObjectStore, run: str, number: int) -> Checkpoint
 
 
 def _kept(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir()
-                   if path.suffix in KEPT_SUFFIXES and path.is_file() and path.name != ROUND_COPY
-                   and not path.name.startswith(".")), key=lambda path: path.name)
+    """The model's weights, the optimizer's state, and the text files beside them."""
+    weights = weight_files(folder)
+    others = (path for path in folder.iterdir() if path.suffix in KEPT_SUFFIXES and path.is_file()
+              and not is_weights(path.name) and path.name != ROUND_COPY and not path.name.startswith("."))
+    return sorted([*weights, *others], key=lambda path: path.name)

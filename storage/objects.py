@@ -122,6 +122,10 @@ class LocalStore:
     def delete(self, key: str) -> None:
         _unlink_if_there(self._path(key))
 
+    def holds(self, key: str) -> bool:
+        """Whether there is such a file. Raises IntegrityError for a symbolic link, which `list` leaves out."""
+        return self._path(key).is_file()
+
     def local_path(self, key: str) -> Path:
         path = self._path(key)
         if not path.is_file():
@@ -177,6 +181,13 @@ def store_exists(url: str | Path) -> bool:
     except MissingObject:
         return False
     return True
+
+
+def exists(store: ObjectStore, key: str) -> bool:
+    """Whether the store holds `key`, without its bytes: a manifest of a large round has megabytes."""
+    if isinstance(store, LocalStore):
+        return store.holds(key)
+    return any(info.key == key for info in store.list(key))
 
 
 def local_path(store: ObjectStore, key: str) -> Path:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage import documents, layout
 from storage.checkpoints import ROUND_COPY, local_checkpoint, put_checkpoint, starting_checkpoint
 from storage.errors import IntegrityError, MissingObject, UserError
-from storage.objects import ObjectStore
+from storage.objects import ObjectStore, exists
 from storage.records import (
     CheckpointFiles, Manifest, Plan, PlanShard, Receipt, ShardFile, StageCommit, StoredFile, pack, unpack,
 )
@@ -47,7 +47,7 @@ class Round:
 
     def planned(self) -> bool:
         """Whether plan.json lies there."""
-        return self._plan is not None or self._bytes(self._plan_key) is not None
+        return self._plan is not None or exists(self.store, self._plan_key)
 
     def put_plan(self, plan: Plan) -> Plan:
         """Put the plan; returns the one that counts, which may be another worker's."""
@@ -127,7 +127,7 @@ class Round:
         return self.stage_commit(stage)
 
     def stage_committed(self, stage: str) -> bool:
-        return self._bytes(self._stage_key(stage)) is not None
+        return exists(self.store, self._stage_key(stage))
 
     def stage_commit(self, stage: str) -> StageCommit:
         """The commit of a stage. Raises MissingObject before it is put."""

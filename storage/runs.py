@@ -10,7 +10,7 @@ from typing import Any
 
 from storage import documents, layout
 from storage.errors import IntegrityError, MissingObject, UserError
-from storage.objects import ObjectStore
+from storage.objects import ObjectStore, exists
 from storage.records import Manifest, unpack
 
 _NAMED_KEYS = 4
@@ -50,13 +50,13 @@ def run_sha256(store: ObjectStore, run: str) -> str:
 def list_runs(store: ObjectStore) -> list[str]:
     """Ids of the runs that have a run.json, sorted."""
     ids = [name.removeprefix("run=") for name in store.folders() if name.startswith("run=")]
-    return [run for run in ids if layout.RUN_ID.fullmatch(run) and _exists(store, layout.run_json(run))]
+    return [run for run in ids if layout.RUN_ID.fullmatch(run) and exists(store, layout.run_json(run))]
 
 
 def committed_rounds(store: ObjectStore, run: str) -> list[int]:
     """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent."""
     number = 0
-    while _exists(store, layout.manifest(run, number)):
+    while exists(store, layout.manifest(run, number)):
         number += 1
     return list(range(number))
 
@@ -86,11 +86,3 @@ def _without(document: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         return document
     return {**document, "config": {name: value for name, value in config.items() if name != key}}
-
-
-def _exists(store: ObjectStore, key: str) -> bool:
-    try:
-        store.get(key)
-    except MissingObject:
-        return False
-    return True

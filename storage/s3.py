@@ -8,19 +8,16 @@ environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ... or a profile), never from 
 Multipart uploads that a killed process left behind are invisible and cost money: give the bucket a lifecycle rule.
 """
 
-import atexit
 import contextlib
-import functools
 import os
 import re
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from storage.errors import MissingObject, UserError
-from storage.objects import ObjectInfo, check_key, check_prefix
+from storage.objects import TEMP_PREFIX, ObjectInfo, check_key, check_prefix
+from storage.scratch import scratch_folder
 
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?")
 _CONFLICT_TRIES = 5
@@ -87,10 +84,10 @@ class S3Store:
         self._filesystem().call_s3("delete_object", **self._address(key))
 
     def local_path(self, key: str) -> Path:
-        target = _downloads(os.getpid()) / self._root / check_key(key)
+        target = scratch_folder("s3", os.getpid()) / self._root / check_key(key)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".partial-{uuid.uuid4().hex}")
+            partial = target.with_name(f"{TEMP_PREFIX}{uuid.uuid4().hex}")
             try:
                 self._filesystem().get_file(self._path(key), str(partial))
             except FileNotFoundError as error:
@@ -132,19 +129,6 @@ class S3Store:
         except ImportError as error:
             raise UserError("a store on S3 needs the extra s3: pip install 'opd-rounds[s3]'") from error
         return s3fs.S3FileSystem(use_listings_cache=False)
-
-
-@functools.cache
-def _downloads(process: int) -> Path:
-    """Folder of this process's downloads, removed when it ends; a fork has its own, and leaves its parent's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="opd-s3-"))
-    atexit.register(_remove_own, folder, process)
-    return folder
-
-
-def _remove_own(folder: Path, process: int) -> None:
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _error_code(error: OSError) -> str:

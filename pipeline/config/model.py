@@ -12,9 +12,11 @@ from storage.layout import check_run_id
 
 
 class Section(BaseModel):
-    """A part of the config: no unknown keys, no change after reading, no coercion of strings to numbers."""
+    """A part of the config: no unknown keys, no change after reading, no coercion of strings to numbers, no inf or nan.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False,
+                              use_attribute_docstrings=True)
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -22,6 +24,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, strict=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, strict=False)]
 
 
 class Model(Section):
@@ -34,6 +37,7 @@ class Model(Section):
     dtype: Dtype = "float32"
     """Of the weights in rollout and scoring. The trainer always keeps float32 master weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """In rollout and scoring. The trainer takes `sdpa` in place of `flash_attention_2`, which has no float32 kernel."""
     trust_remote_code: bool = False
     """Runs code that came with the weights. Recorded in run.json."""
 
@@ -126,7 +130,8 @@ class Rollout(Section):
     engine: Engine = TransformersEngine()
     samples: Positive = 4
     """Rollouts per prompt."""
-    temperature: Rate = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, strict=False)] = 1.0
+    """For greedy decoding lower `top_p`, not this."""
     top_p: Share = 0.9
     max_new_tokens: Positive = 512
 
@@ -235,15 +240,27 @@ class Train(Section):
     """Passes over the round's rollouts."""
     micro_batch_tokens: Positive = 8192
     """Tokens (prompts included) per forward pass; a step accumulates as many as it needs."""
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     eps: Rate = 1e-8
     weight_decay: float = Field(default=0.0, ge=0, strict=False)
     max_grad_norm: Rate = 1.0
     precision: Dtype = "float32"
     """Of the forward pass; bfloat16 keeps float32 master weights."""
+    gradient_checkpointing: bool = False
+    """Keeps each layer's input only and computes the layer again in the backward pass: the same gradients, for one more
+    forward pass. Long responses of a large student need it."""
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """A step's loss is the mean over its tokens (Revisiting OPD), or the mean over its rollouts of their token means."""
     denominator: Literal["unmasked", "all"] = "unmasked"
     """The token mean divides by unmasked tokens, or by all response tokens."""
+
+    @model_validator(mode="after")
+    def _denominator_is_of_the_token_mean(self):
+        if self.reduction == "sequence_mean" and self.denominator == "all":
+            raise ValueError("train.denominator = 'all' is of the token mean, and train.reduction = 'sequence_mean' "
+                             "divides by rollouts: drop one of the two")
+        return self
 
 
 def with_default_objective(document: dict) -> dict:
@@ -290,6 +307,13 @@ class RunConfig(Section):
         if k is not None and k > self.score.teacher_top_k:
             raise ValueError(f"objective.k = {k} is larger than score.teacher_top_k = {self.score.teacher_top_k}: "
                              "lower it or store more")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_fits_the_precision(self):
+        if self.student.attention == "flash_attention_2" and self.train.precision == "float32":
+            raise ValueError("train.precision = 'float32' with student.attention = 'flash_attention_2', which has no "
+                             "float32 kernel: set train.precision = 'bfloat16', or student.attention = 'sdpa'")
         return self
 
     @model_validator(mode="after")

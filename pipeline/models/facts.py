@@ -3,9 +3,10 @@
 from typing import Any
 
 from pipeline.config.model import Model
-from pipeline.models.files import HUB_NAME, fingerprint, read_json, resolve
+from pipeline.models.files import HUB_NAME, config_hash, fingerprint, resolve
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
+from storage.weights import read_json
 
 
 def model_facts(model: Model) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "path": model.path,
         "revision": folder.name if _from_hub(model, folder) else model.revision,
         "fingerprint": fingerprint(folder),
+        "config_hash": config_hash(folder),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "template_hash": template_hash(tokenizer),
         "model_type": config.get("model_type"),

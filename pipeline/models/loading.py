@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from pipeline.config.model import Model
-from pipeline.models.files import read_json, resolve, weight_files
+from pipeline.models.files import resolve
 from pipeline.models.head import check_head
 from storage.errors import UserError
 from storage.text import printable
+from storage.weights import read_json, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 """Without one of these transformers 5 makes up an empty tokenizer of the model's class."""

@@ -49,8 +49,8 @@ class TokenBatch:
         """The positions of a boolean mask or of a list of indices."""
         return self._map(lambda column: column[index])
 
-    def to(self, device, non_blocking: bool = False) -> "TokenBatch":
-        return self._map(lambda column: column.to(device, non_blocking=non_blocking))
+    def to(self, device) -> "TokenBatch":
+        return self._map(lambda column: column.to(device))
 
     def _map(self, change) -> "TokenBatch":
         return TokenBatch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})

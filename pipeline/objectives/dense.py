@@ -25,7 +25,6 @@ class Dense(Reduced):
     stop_gradient: bool = False
     """Of the student's log-prob inside the log-ratio."""
     reduction: Reduction = TokenMean()
-    needs_sampled: bool = False
 
     @property
     def needs_log_normaliser(self) -> bool:

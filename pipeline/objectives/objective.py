@@ -17,12 +17,10 @@ class Objective(Protocol):
     name: str
     needs_log_normaliser: bool
     """True: `student.lse_N` and `student.log_outside_N` must be there, with gradient (a pass over the vocabulary)."""
-    needs_sampled: bool
-    """True: `support` holds the sampled token."""
 
     def support(self, batch: TokenBatch) -> Tensor:
-        """ids_NS, int64, at which the loss needs the student's logits. Depends on the cache alone, so that a loader
-        thread can call it; a row may hold an id twice."""
+        """ids_NS, int64, at which the loss needs the student's logits. Depends on the cache alone; a row may hold an
+        id twice."""
 
     def loss(self, batch: TokenBatch, student: StudentLogits) -> Tensor:
         """loss_N, not weighted."""

@@ -28,7 +28,6 @@ class PolicyGradient(Reduced):
     name: str
     advantage: Advantage
     reduction: Reduction = TokenMean()
-    needs_sampled: bool = True
     needs_log_normaliser: bool = True
 
     def support(self, batch: TokenBatch) -> Tensor:

@@ -5,6 +5,7 @@ K entries of the teacher's stored list. REV = Revisiting OPD (arXiv 2603.25562),
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.config.model import SampledToken, SampledTokenMasked, TailBucketTopK, TeacherTopKLsm
 from pipeline.objectives.dense import Dense
@@ -12,6 +13,7 @@ from pipeline.objectives.divergence import reverse_kl
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.outside import renormalise, tail_bucket
 from pipeline.objectives.policy_gradient import PolicyGradient, from_rollout_policy
+from pipeline.objectives.reduction import REDUCTIONS
 from pipeline.objectives.support import TeacherTopK
 
 
@@ -70,6 +72,6 @@ PRESETS: dict[str, Callable[..., Objective]] = {
 """By `objective.type`."""
 
 
-def build(config) -> Objective:
-    """The objective a config's `objective` section names."""
-    return PRESETS[config.type](config)
+def build(config, reduction: str = "token_mean") -> Objective:
+    """The objective that a config's `objective` section names, with the reduction that `train.reduction` names."""
+    return replace(PRESETS[config.type](config), reduction=REDUCTIONS[reduction])

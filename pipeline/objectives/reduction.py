@@ -40,6 +40,10 @@ class SequenceMean:
         return batch.rollout_N[batch.kept_N].unique().numel()
 
 
+REDUCTIONS: dict[str, Reduction] = {"token_mean": TokenMean(), "sequence_mean": SequenceMean()}
+"""By `train.reduction`."""
+
+
 class Reduced:
     """Gives an objective the trainer's `factors` and `units` from its `reduction`."""
 

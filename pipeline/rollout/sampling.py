@@ -6,7 +6,7 @@
     log p(y) = z_y - lse(z)                          raw
     log p_sampling(y) = s_y - lse(s) - log mass(nucleus)
 
-u comes from a counter: (seed of the rollout, position) and nothing else decides it, so a rollout draws the same
+u comes from a counter (streams.py): (seed of the rollout, position) and nothing else decides it, so a rollout draws the same
 numbers in any batch. Masses are summed as integers (2^-48 each): no order of summation, on any device, can move the
 border of a nucleus, and none of the kernels is one that torch calls nondeterministic.
 
@@ -20,16 +20,6 @@ ONE = 2 ** 48
 """Probability 1. Rarer tokens than 2^-48 are never drawn under a nucleus."""
 CANDIDATES = 128
 """Ids looked at first; rows whose nucleus is not complete among them get eight times as many, and so on."""
-
-
-def uniforms(seeds: np.ndarray, positions: int) -> np.ndarray:
-    """float64 [B, T] in [0, 1): output number t of SplitMix64 started at each seed."""
-    with np.errstate(over="ignore"):
-        counters_T = (np.arange(positions, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z_BT = np.asarray(seeds).astype(np.uint64)[:, None] + counters_T
-        z_BT = (z_BT ^ (z_BT >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z_BT = (z_BT ^ (z_BT >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z_BT ^ (z_BT >> np.uint64(31))) >> np.uint64(11)) * 2.0 ** -53
 
 
 def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float, top_p: float,

@@ -15,18 +15,16 @@ import pyarrow as pa
 from pipeline.context import RoundContext
 from pipeline.evaluate.answers import is_correct
 from pipeline.prompts.draw import rollout_id
+from pipeline.provenance import planned_checkpoint
 from pipeline.rollout.engine import Generations, RolloutEngine, open_engine, sampling_of
 from pipeline.tokens import token_hash
 from storage import schemas
-from storage.checkpoints import weights_fingerprint
-from storage.errors import IntegrityError
-from storage.rounds import CheckpointFiles, Receipt, local_checkpoint, starting_checkpoint
+from storage.rounds import Receipt, local_checkpoint
 
 
 def run(context: RoundContext, shard: int) -> Receipt:
     """Write the rollouts of one shard."""
-    start = starting_checkpoint(context.store, context.run, context.number)
-    _check_fingerprint(context, start)
+    start = planned_checkpoint(context)
     folder = local_checkpoint(context.store, start)
     engine = open_engine(context.config.rollout.engine, context.config.student, folder)
     requests = _requests(context, shard)
@@ -37,16 +35,6 @@ def run(context: RoundContext, shard: int) -> Receipt:
     table = _table(context, requests, generations, engine, start.fingerprint, folder)
     inputs = {file.key: file.sha256 for file in start.files} | context.round.input_files("prompts", shard)
     return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs, facts=_facts(table))
-
-
-def _check_fingerprint(context: RoundContext, start: CheckpointFiles) -> None:
-    """The weights are those that the plan was made for, and what the committed hashes of their files add up to."""
-    hashes = {Path(file.key).name: file.sha256 for file in start.files}
-    for found in (start.fingerprint, weights_fingerprint(hashes)):
-        if found != context.round.plan().checkpoint:
-            raise IntegrityError(f"round {context.number} of {context.run} was planned for the student "
-                                 f"{context.round.plan().checkpoint[:12]}, but {start.prefix} is {found[:12]}: run "
-                                 "`opd verify`", "stale")
 
 
 def _requests(context: RoundContext, shard: int) -> list[dict]:

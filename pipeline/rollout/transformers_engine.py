@@ -15,7 +15,8 @@ import transformers
 
 from pipeline.rollout.cache import growing_cache
 from pipeline.rollout.engine import Generations, OnFinished, Sampling
-from pipeline.rollout.sampling import draw, uniforms
+from pipeline.rollout.sampling import draw
+from pipeline.streams import uniforms
 from storage.errors import UserError
 
 KEPT_SHARE = 0.9
@@ -155,4 +156,7 @@ def _joined(rows: list[_Row]) -> Generations:
     if not np.isfinite(result.log_probs).all():
         raise UserError("the student gives logits that are no numbers (NaN): its training diverged or its weights "
                         "are damaged; start the round from an earlier checkpoint, or lower train.learning_rate")
+    if not np.isfinite(result.sampling_log_probs).all():
+        raise UserError("the student's logits divided by rollout.temperature are no numbers any more: raise "
+                        "rollout.temperature")
     return result

@@ -12,23 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.ragged import Ragged, Spans
 from storage.errors import IntegrityError
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """A list column: the values of list m are values[starts[m]:ends[m]]."""
-
-    values: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.starts[index]:self.ends[index]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ends - self.starts
 
 
 @dataclass(frozen=True)
@@ -48,11 +33,8 @@ class TokenRows:
     def __init__(self, rollouts: pa.Table):
         """Raises IntegrityError if the lists of a rollout do not fit each other."""
         self.rollouts = rollouts = rollouts.sort_by([("prompt_id", "ascending"), ("rollout_id", "ascending")])
-        self.prompts, self.responses = _ragged(rollouts["prompt_tokens"]), _ragged(rollouts["response_tokens"])
-        starts, ends, owners = self._spans()
-        lengths = ends - starts
-        self.rollout_N = np.repeat(owners, lengths)
-        self.position_N = _ranges(starts, lengths)
+        self.prompts, self.responses = (Ragged.of(rollouts[name]) for name in ("prompt_tokens", "response_tokens"))
+        self.rollout_N, self.position_N = self._written()
         self.first_row_M = np.searchsorted(self.rollout_N, np.arange(len(rollouts) + 1))
         self.token_N = self._at_rows(self.responses)
 
@@ -61,7 +43,7 @@ class TokenRows:
 
     def per_token(self, column: str) -> np.ndarray:
         """A list column with one value per response token, at the rows."""
-        ragged = _ragged(self.rollouts[column])
+        ragged = Ragged.of(self.rollouts[column])
         self._refuse(ragged.lengths != self.responses.lengths, f"{column} has another length than response_tokens")
         return self._at_rows(ragged)
 
@@ -95,20 +77,12 @@ class TokenRows:
             rows.append(member_rows)
         return Batch(input_ids_BT, np.concatenate(hidden), np.concatenate(rows))
 
-    def _spans(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Start and end of every span, and the rollout it belongs to."""
-        turns = self.rollouts["turns"].combine_chunks()
-        offsets, spans = turns.offsets.to_numpy(), turns.values
-        starts = spans.field("start").to_numpy()[offsets[0]:offsets[-1]].astype(np.int64)
-        ends = spans.field("end").to_numpy()[offsets[0]:offsets[-1]].astype(np.int64)
-        owners = np.repeat(np.arange(len(turns)), np.diff(offsets))
-        after = np.where(owners == np.roll(owners, 1), np.roll(ends, 1), 0)
-        after[:1] = 0
-        bad = np.zeros(len(turns), dtype=bool)
-        bad[owners[(starts < after) | (ends < starts) | (ends > self.responses.lengths[owners])]] = True
-        self._refuse(bad, "turns are not ordered spans of response_tokens")
+    def _written(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rollout and position of every row."""
+        turns = Spans.of(self.rollouts["turns"])
+        self._refuse(turns.misfits(self.responses.lengths), "turns are not ordered spans of response_tokens")
         self._refuse(self.prompts.lengths == 0, "prompt_tokens is empty, so nothing predicts the first token")
-        return starts, ends, owners
+        return turns.positions()
 
     def _at_rows(self, ragged: Ragged) -> np.ndarray:
         return ragged.values[ragged.starts[self.rollout_N] + self.position_N]
@@ -118,15 +92,3 @@ class TokenRows:
             rollout_id = self.rollouts["rollout_id"][int(np.argmax(bad_M))].as_py()
             raise IntegrityError(f"rollout {rollout_id}: {problem}; the rollouts were damaged or written by another "
                                  "version, run `opd verify`")
-
-
-def _ragged(column: pa.ChunkedArray) -> Ragged:
-    lists = column.combine_chunks()
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return Ragged(lists.values.to_numpy(), offsets[:-1], offsets[1:])
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenation of arange(start, start + length)."""
-    first = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum()) - np.repeat(first - starts, lengths)

@@ -6,60 +6,35 @@
 from functools import lru_cache
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.models import device, fingerprint, load_model, pinned, resolve
+from pipeline.provenance import check_tokens, check_writer, planned_checkpoint
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key
 from pipeline.score.scorer import score_rollouts
-from pipeline.tokens import token_hash
-from storage.checkpoints import is_weights, weights_fingerprint
-from storage.errors import IntegrityError, UserError
-from storage.rounds import CheckpointFiles, Receipt, local_checkpoint, starting_checkpoint
+from storage.checkpoints import is_weights
+from storage.errors import UserError
+from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
 
 
 def run(context: RoundContext, shard: int) -> Receipt:
     """Score the shard and finish it. Nothing is written unless every gate passes."""
     rollouts = context.round.read("rollout", shard)
-    checkpoint = _checkpoint(context)
-    check_rollouts(rollouts, checkpoint.fingerprint)
+    checkpoint, where = planned_checkpoint(context), f"round {context.number} of {context.run}, shard {shard}"
+    check_tokens(rollouts, where)
+    check_writer(rollouts, checkpoint.fingerprint, where)
     shared = context.document["vocabulary"]["shared"]
     context.progress("load models", 0, 1)
     student, teacher = _student(context, checkpoint), _teacher(context)
     scores = score_rollouts(rollouts, student, teacher, shared, context.config.score, context.progress)
     check_scores(scores, rollouts, shared)
     full_key, short_key = scoring_key(context.document, context.config, checkpoint.fingerprint)
-    weights = {file.key: file.sha256 for file in checkpoint.files if is_weights(_name(file.key))}
+    weights = {file.key: file.sha256 for file in checkpoint.files if is_weights(file.key.rsplit("/", 1)[-1])}
     facts = {"rollouts": len(rollouts), "scoring_key": full_key,
              "environment_tokens": len(rollouts["response_tokens"].combine_chunks().flatten()) - len(scores)}
     return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts,
                                 inputs=context.round.input_files("rollout", shard) | weights)
-
-
-def check_rollouts(rollouts: pa.Table, policy_version: str) -> None:
-    """Raise IntegrityError unless these tokens are those that this checkpoint wrote."""
-    columns = (rollouts[name] for name in ("rollout_id", "prompt_tokens", "response_tokens", "token_hash",
-                                           "policy_version"))
-    for rollout_id, prompt, response, expected, writer in zip(*columns):
-        if token_hash(prompt.values.to_numpy(), response.values.to_numpy()) != expected.as_py():
-            raise IntegrityError(f"rollout {rollout_id}: its tokens do not have its token_hash; the rollouts were "
-                                 "changed, run `opd verify`")
-        if writer.as_py() != policy_version:
-            raise IntegrityError(f"rollout {rollout_id} was written by checkpoint {writer.as_py()[:12]}, this round "
-                                 f"starts from {policy_version[:12]}: it belongs to another round")
-
-
-def _checkpoint(context: RoundContext) -> CheckpointFiles:
-    """The student that starts the round, agreeing with the plan and with its own file list."""
-    files = starting_checkpoint(context.store, context.run, context.number)
-    listed = weights_fingerprint({_name(file.key): file.sha256 for file in files.files})
-    if not files.fingerprint == listed == context.round.plan().checkpoint:
-        raise IntegrityError(f"round {context.number} of {context.run} was planned for checkpoint "
-                             f"{context.round.plan().checkpoint[:12]}, but starts from {files.fingerprint[:12]} with "
-                             f"files of {listed[:12]}: run `opd verify`")
-    return files
 
 
 def _student(context: RoundContext, checkpoint: CheckpointFiles):
@@ -86,7 +61,3 @@ def _load_teacher(model: Model, expected: str):
         raise UserError(f"teacher {model.path} is not the one that this run began with (weights {found[:12]}, were "
                         f"{expected[:12]}): restore it, or start another run")
     return load_model(model, device=device())
-
-
-def _name(key: str) -> str:
-    return key.rsplit("/", 1)[-1]

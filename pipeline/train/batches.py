@@ -10,21 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-
-
-def hash64(*parts) -> np.ndarray:
-    """64-bit hash of integers, arrays broadcast: splitmix64's finaliser over a running sum (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        state = np.uint64(0)
-        for part in parts:
-            state = state + np.asarray(part).astype(np.uint64) + _GOLDEN
-            state = (state ^ (state >> np.uint64(30))) * _MIX_1
-            state = (state ^ (state >> np.uint64(27))) * _MIX_2
-            state = state ^ (state >> np.uint64(31))
-    return state
+from pipeline.streams import hash64
 
 
 def steps_of_epoch(rollout_id_R: np.ndarray, seed: int, round_number: int, epoch: int,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.objectives import TokenBatch
-from pipeline.train.batches import hash64
+from pipeline.streams import hash64
 
 ONE_IN_LOG2 = 5
 """One position of 2^5."""

@@ -18,7 +18,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.objectives import TokenBatch
-from pipeline.tokens import token_hash
+from pipeline.provenance import check_tokens, check_writer
+from pipeline.ragged import Ragged, Spans, ranges, starts_of
 from pipeline.train.batches import MicroBatch
 from storage.codec import columns_to_torch
 from storage.errors import IntegrityError, UserError
@@ -92,7 +93,7 @@ def read_round(round: Round, policy_version: str) -> RoundTokens:
         shard = receipt.shard
         rollouts = round.read("rollout", shard, ROLLOUT_COLUMNS)
         where = f"round {round.number} of {round.run}, shard {shard}"
-        _check_policy(rollouts, policy_version, where)
+        check_writer(rollouts, policy_version, where)
         parts.append(join(rollouts, round.read("score", shard, TOKEN_COLUMNS),
                           round.read("mask", shard, MASK_COLUMNS), where))
     return concatenate(parts)
@@ -101,24 +102,26 @@ def read_round(round: Round, policy_version: str) -> RoundTokens:
 def join(rollouts: pa.Table, tokens: pa.Table, mask: pa.Table, where: str) -> RoundTokens:
     """Join the three tables of one shard by row order, refusing any row that is not the other tables' row."""
     rollout_id_R = _numpy(rollouts, "rollout_id")
-    prompts, responses = _Lists.of(rollouts, "prompt_tokens"), _Lists.of(rollouts, "response_tokens")
-    _check_hashes(rollouts, prompts, responses, where)
-    row_count_R, position_N = _written(rollouts)
-    if (position_N >= np.repeat(responses.length, row_count_R)).any():
-        raise IntegrityError(f"{where}: a turn ends behind its response; run `opd verify`")
-    rollout_id_N = np.repeat(rollout_id_R, row_count_R)
+    check_tokens(rollouts, where)
+    prompts, responses = Ragged.of(rollouts["prompt_tokens"]), Ragged.of(rollouts["response_tokens"])
+    turns = Spans.of(rollouts["turns"])
+    if turns.misfits(responses.lengths).any():
+        raise IntegrityError(f"{where}: turns are not ordered spans of their responses; run `opd verify`")
+    owner_N, position_N = turns.positions()
+    row_count_R = np.bincount(owner_N, minlength=len(rollouts))
+    rollout_id_N = rollout_id_R[owner_N]
     for name, table in (("tokens", tokens), ("mask", mask)):
         _same(_numpy(table, "rollout_id"), rollout_id_N, f"rollout_id of {name}", where)
         _same(_numpy(table, "position"), position_N, f"position of {name}", where)
-    sampled_N = responses.values[np.repeat(responses.start, row_count_R) + position_N]
+    sampled_N = responses.values[responses.starts[owner_N] + position_N]
     _same(_numpy(tokens, "token_id"), sampled_N, "token_id of tokens", where)
     columns = columns_to_torch(tokens, BATCH_COLUMNS.values())
     weight_N = columns_to_torch(mask, ["weight"])["weight"]
     for name, column in {**columns, "weight": weight_N}.items():
         _check_no_nan(name, column, rollout_id_N, position_N, where)
     token_L, sequence_length_R = _sequences(prompts, responses)
-    return RoundTokens(rollout_id_R, prompts.length, token_L, _starts(sequence_length_R), sequence_length_R,
-                       _starts(row_count_R), row_count_R, position_N, weight_N, columns)
+    return RoundTokens(rollout_id_R, prompts.lengths, token_L, starts_of(sequence_length_R), sequence_length_R,
+                       starts_of(row_count_R), row_count_R, position_N, weight_N, columns)
 
 
 def concatenate(parts: list[RoundTokens]) -> RoundTokens:
@@ -130,17 +133,8 @@ def concatenate(parts: list[RoundTokens]) -> RoundTokens:
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in BATCH_COLUMNS.values()}
     return RoundTokens(
         stack("rollout_id_R"), stack("prompt_length_R"), torch.cat([part.token_L for part in parts]),
-        _starts(sequence_length_R), sequence_length_R, _starts(row_count_R), row_count_R, stack("position_N"),
+        starts_of(sequence_length_R), sequence_length_R, starts_of(row_count_R), row_count_R, stack("position_N"),
         torch.cat([part.weight_N for part in parts]), columns)
-
-
-def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0] .. start[0]+length[0]-1, start[1] .. , and so on, as one array."""
-    return np.repeat(start - _starts(length), length) + np.arange(length.sum())
-
-
-def _starts(length: np.ndarray) -> np.ndarray:
-    return np.cumsum(length) - length
 
 
 def _wide(column: torch.Tensor) -> torch.Tensor:
@@ -151,42 +145,13 @@ def _numpy(table: pa.Table, name: str) -> np.ndarray:
     return table.column(name).combine_chunks().to_numpy(zero_copy_only=True)
 
 
-@dataclass(frozen=True)
-class _Lists:
-    """A list column: all values one after the other, where each list begins, how long it is."""
-
-    values: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
-
-    @classmethod
-    def of(cls, table: pa.Table, name: str) -> "_Lists":
-        column = table.column(name).combine_chunks()
-        length = np.diff(column.offsets.to_numpy()).astype(np.int64)
-        return cls(column.flatten().to_numpy(zero_copy_only=True), _starts(length), length)
-
-    def each(self) -> list[np.ndarray]:
-        return np.split(self.values, self.start[1:])
-
-
-def _sequences(prompts: _Lists, responses: _Lists) -> tuple[torch.Tensor, np.ndarray]:
+def _sequences(prompts: Ragged, responses: Ragged) -> tuple[torch.Tensor, np.ndarray]:
     """(token_L, lengths): every prompt followed by its response."""
-    length_R = prompts.length + responses.length
+    length_R = prompts.lengths + responses.lengths
     token_L = np.empty(length_R.sum(), dtype=np.int32)
-    token_L[ranges(_starts(length_R), prompts.length)] = prompts.values
-    token_L[ranges(_starts(length_R) + prompts.length, responses.length)] = responses.values
+    token_L[ranges(starts_of(length_R), prompts.lengths)] = prompts.values
+    token_L[ranges(starts_of(length_R) + prompts.lengths, responses.lengths)] = responses.values
     return torch.from_numpy(token_L), length_R
-
-
-def _written(rollouts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(rows per rollout, positions): the tokens that the student wrote, by the spans in `turns`."""
-    turns = rollouts.column("turns").combine_chunks()
-    spans = turns.flatten()
-    start = spans.field("start").to_numpy().astype(np.int64)
-    length = spans.field("end").to_numpy().astype(np.int64) - start
-    rows_before_turn = np.concatenate([[0], np.cumsum(length)])
-    offsets = turns.offsets.to_numpy()
-    return np.diff(rows_before_turn[offsets - offsets[0]]), ranges(start, length)
 
 
 def _same(found: np.ndarray, expected: np.ndarray, what: str, where: str) -> None:
@@ -200,14 +165,6 @@ def _same(found: np.ndarray, expected: np.ndarray, what: str, where: str) -> Non
                              "run `opd verify`")
 
 
-def _check_hashes(rollouts: pa.Table, prompts: _Lists, responses: _Lists, where: str) -> None:
-    stored = rollouts.column("token_hash").to_pylist()
-    for i, (prompt, response) in enumerate(zip(prompts.each(), responses.each())):
-        if token_hash(prompt, response) != stored[i]:
-            raise IntegrityError(f"{where}: the tokens of rollout {rollouts.column('rollout_id')[i]} are not those of "
-                                 "its token_hash; run `opd verify`")
-
-
 def _check_no_nan(name: str, column: torch.Tensor, rollout_id_N: np.ndarray, position_N: np.ndarray,
                   where: str) -> None:
     if not column.is_floating_point() or not column.numel() or not column.amax().isnan():  # a maximum passes NaN on
@@ -215,10 +172,3 @@ def _check_no_nan(name: str, column: torch.Tensor, rollout_id_N: np.ndarray, pos
     row = int(column.isnan().view(len(column), -1).any(1).nonzero()[0])
     raise UserError(f"{where}: {name} is NaN at rollout {rollout_id_N[row]}, position {position_N[row]}: find out "
                     "what the model or the mask did there before training on it")
-
-
-def _check_policy(rollouts: pa.Table, policy_version: str, where: str) -> None:
-    others = set(rollouts.column("policy_version").unique().to_pylist()) - {policy_version}
-    if others:
-        raise IntegrityError(f"{where}: written by checkpoint {min(others)[:12]}, not by {policy_version[:12]} which "
-                             "starts this round; run `opd verify`")

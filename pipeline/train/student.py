@@ -1,7 +1,8 @@
 """The model being trained, as a trunk that gives hidden states and a head that is never applied to all rows.
 
-Dropout stays off: p_now is compared with the density that wrote the rollouts. The embedding's gradient is added to
-weight.grad in place, row by row, where autograd would build a dense [V, D] matrix per forward pass.
+Dropout stays off, with gradient checkpointing too: p_now is compared with the density that wrote the rollouts. The
+embedding's gradient is added to weight.grad in place, row by row, where autograd would build a dense [V, D] matrix per
+forward pass.
 
 Shapes: B rollouts and T tokens of a forward pass, M rows of it, D model width, V vocabulary.
 """
@@ -10,19 +11,24 @@ import contextlib
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models import output_head, trunk
-from pipeline.train.support_head import embed
+from pipeline.train.in_place import embed
+from storage.errors import UserError
 
 
 class Student:
     """A causal language model with float32 weights, and how to run it."""
 
-    def __init__(self, model: nn.Module, *, precision: str = "float32", vocabulary: int | None = None):
+    def __init__(self, model: nn.Module, *, precision: str = "float32", vocabulary: int | None = None,
+                 gradient_checkpointing: bool = False):
         """`precision` is of the trunk's matrix products; `vocabulary`: ids both models share, all if None."""
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "master weights are float32"
         use_in_place_embedding(model)
         self.model = model.eval()
+        if gradient_checkpointing:
+            checkpoint_layers(model)
         self.head = output_head(model)
         self.vocabulary = vocabulary
         self.device = next(model.parameters()).device
@@ -31,11 +37,17 @@ class Student:
 
     def hidden(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states before the head, [B * T, D]."""
-        input_ids_BT = input_ids_BT.to(self.device, non_blocking=True)
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
-        with autocast:
+        input_ids_BT = input_ids_BT.to(self.device)
+        with self._products():
             hidden_BTD = self._trunk(input_ids_BT)
         return hidden_BTD.flatten(0, 1)
+
+    def _products(self) -> contextlib.AbstractContextManager:
+        """The precision of matrix products. No cache of bfloat16 weights: each is used once per forward pass, and the
+        cache would hold a copy of all layers, 2 bytes per parameter, that gradient checkpointing does not."""
+        if self._autocast:
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
 
     def head_options(self) -> dict:
         """Keyword arguments of the support head's functions."""
@@ -49,6 +61,23 @@ class Student:
                 parameter.grad.zero_()
             else:
                 parameter.grad = None
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Let every layer keep its input alone and be computed again in the backward pass.
+
+    transformers checkpoints layers in training mode only. That mode is set on the layers themselves, not on what they
+    hold, and the dropout rates that a layer applies itself are set to 0: the forward pass stays that of `eval()`.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise UserError(f"{type(model).__name__} has no layers that can be computed again: set "
+                        "train.gradient_checkpointing = false, and a smaller train.micro_batch_tokens")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+        rates = [name for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]
+        vars(layer).update(dict.fromkeys(rates, 0.0))
 
 
 class InPlaceEmbedding(nn.Embedding):

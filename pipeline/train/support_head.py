@@ -24,11 +24,9 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.objectives.batch import StudentLogits
 from pipeline.train import log_normaliser as normaliser
-from pipeline.train.in_place import clear_rows_, embed, gradient_buffer
+from pipeline.train.in_place import gradient_buffer
 from pipeline.train.squash import compute_dtype, slope, squash
 from pipeline.train.support_index import BLOCK, SupportIndex
-
-__all__ = ["SupportIndex", "clear_rows_", "embed", "student_logits", "support_logits"]
 
 GATHERED = 2**24
 """Most numbers that are gathered at a time off the CPU: 64 MB in float32."""

@@ -1,6 +1,6 @@
 """Where each id of a support occurs: what the support head's sparse products are made of.
 
-Depends on ids alone, so a loader thread builds it while the model computes.
+Depends on ids alone: built once per forward pass, on the CPU, and moved to where the model is.
 
 Shapes: N positions, S support entries, P = N * S pairs, U distinct ids.
 """
@@ -44,15 +44,9 @@ class SupportIndex:
         """Position of each pair, in the order of ids."""
         return self.order_P // max(1, self.ids_NS.shape[1])
 
-    def to(self, device, non_blocking: bool = False) -> "SupportIndex":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "SupportIndex":
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change) -> "SupportIndex":
-        return SupportIndex(change(self.ids_NS), change(self.first_NS), change(self.ids_U), change(self.order_P),
-                            change(self.offsets_U), self.bounds)
+    def to(self, device) -> "SupportIndex":
+        return SupportIndex(self.ids_NS.to(device), self.first_NS.to(device), self.ids_U.to(device),
+                            self.order_P.to(device), self.offsets_U.to(device), self.bounds)
 
 
 def _first(ids_NS: Tensor, sorted_P: Tensor, order_P: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Training on one round: every optimizer step of it.
 
-    step loss = sum over the step's tokens of weight * loss / units,  units = its unmasked tokens (or all tokens)
+    step loss = sum over the step's tokens of factor * loss / denominator
 
-The units are counted over the whole step before its first forward pass, so how a step is cut into micro-batches
+factor and denominator: the masks' weight, and the step's unmasked tokens (or all its tokens, or, for the sequence
+mean, objectives/reduction.py). The denominator is counted over the whole step before its first forward pass, so how a step is cut into micro-batches
 changes nothing but rounding. A step without an unmasked token is logged and changes nothing. A loss or gradient that
 is not finite stops the round before the update.
 
@@ -23,7 +24,8 @@ from pipeline.train.optimizer import warmed_up
 from pipeline.train.probe import Probe, probed
 from pipeline.train.reader import RoundTokens
 from pipeline.train.student import Student
-from pipeline.train.support_head import SupportIndex, student_logits, support_logits
+from pipeline.train.support_head import student_logits, support_logits
+from pipeline.train.support_index import SupportIndex
 from storage.errors import UserError
 
 
@@ -73,8 +75,7 @@ class Trainer:
         probe = Probe(self._grid)
         works, denominator = self.prepare_step(rollouts)
         unmasked = sum(len(work.batch) for work in works)
-        units = sum(self.objective.units(work.batch) for work in works)
-        loss = self.accumulate(works, denominator, probe) / max(1, units)
+        loss = self.accumulate(works, denominator, probe) / max(1, denominator)
         row = {"step": self.run_steps, "loss": loss, "learning_rate": learning_rate, "grad_norm": 0.0,
                "rollouts": len(rollouts), "tokens": int(self.data.row_count_R[rollouts].sum()),
                "unmasked_tokens": unmasked, "staleness": self._updates, **probe.metrics()}
@@ -91,7 +92,7 @@ class Trainer:
         return works, sum(self.objective.units(work.batch) for work in works)
 
     def accumulate(self, works: list[Work], denominator: int, probe: Probe) -> float:
-        """Add up the gradient of sum(weight * loss) / denominator; return the sum of weight * loss."""
+        """Add up the gradient of sum(factor * loss) / denominator; return the sum of factor * loss."""
         self.student.clear_gradients()
         sums = [self._backward(work, denominator, probe) for work in works]
         values = torch.stack(sums).tolist() if sums else []

@@ -137,5 +137,5 @@ def test_a_plan_for_another_student_is_refused(tmp_path):
     plan = begin(tmp_path / "other").round.plan()
     context.round.put_plan(dataclasses.replace(plan, checkpoint="0" * 64))
     stages.run_shard(context, "prompts", 0)
-    with pytest.raises(IntegrityError, match="was planned for the student 000000000000"):
+    with pytest.raises(IntegrityError, match="was planned for checkpoint 000000000000"):
         stages.run_shard(context, "rollout", 0)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.rollout.sampling import draw, uniforms
+from pipeline.rollout.sampling import draw
+from pipeline.streams import uniforms
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.train.batches import hash64, micro_batches, steps_of_epoch
+from pipeline.streams import hash64
+from pipeline.train.batches import micro_batches, steps_of_epoch
 from pipeline.train.probe import probed
 
 IDS = np.random.default_rng(0).integers(1, 2**62, 37)

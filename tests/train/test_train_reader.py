@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.train.batches import MicroBatch
-from pipeline.train.reader import BATCH_COLUMNS, concatenate, join, ranges
+from pipeline.train.reader import BATCH_COLUMNS, concatenate, join
 from storage.errors import IntegrityError, UserError
 from tests.train.tables import made_up_round, mask_table, rollouts_table, tiny_model, tokens_table
 
@@ -99,7 +99,7 @@ def test_tokens_of_an_environment_have_no_row_and_are_still_read_as_context():
 @pytest.mark.parametrize("table, column, value, said", [
     (1, "rollout_id", 7, "rollout_id of tokens is 7 in row 2"), (1, "position", 40, "position of tokens is 40"),
     (1, "token_id", 0, "token_id of tokens is 0 in row 2"), (2, "rollout_id", 7, "rollout_id of mask is 7"),
-    (2, "position", 40, "position of mask is 40"), (0, "token_hash", "0" * 64, "not those of its token_hash")])
+    (2, "position", 40, "position of mask is 40"), (0, "token_hash", "0" * 64, "do not have its token_hash")])
 def test_a_row_that_belongs_to_other_tokens_is_refused_by_name(tables, table, column, value, said):
     changed = list(tables)
     changed[table] = replaced(tables[table], column, 2, value)
@@ -109,7 +109,7 @@ def test_a_row_that_belongs_to_other_tokens_is_refused_by_name(tables, table, co
 
 def test_a_turn_that_ends_behind_its_response_is_refused(tables):
     changed = replaced(tables[0], "turns", 1, [{"start": 0, "end": len(tables[0]["response_tokens"][1]) + 1}])
-    with pytest.raises(IntegrityError, match="a turn ends behind its response"):
+    with pytest.raises(IntegrityError, match="turns are not ordered spans"):
         join(changed, *tables[1:], "here")
 
 
@@ -124,7 +124,7 @@ def test_missing_rows_are_refused(tables):
 def test_a_changed_prompt_is_refused_by_the_token_hash(tables):
     prompt = tables[0]["prompt_tokens"][0].as_py()
     changed = replaced(tables[0], "prompt_tokens", 0, [prompt[0] + 1, *prompt[1:]])
-    with pytest.raises(IntegrityError, match="not those of its token_hash"):
+    with pytest.raises(IntegrityError, match="do not have its token_hash"):
         join(changed, *tables[1:], "here")
 
 

@@ -1,0 +1,39 @@
+"""Whether a round's checkpoint, rollouts and tokens are those that it was planned for: checked before they are used."""
+
+import pyarrow as pa
+
+from pipeline.context import RoundContext
+from pipeline.ragged import Ragged
+from pipeline.tokens import token_hash
+from storage.checkpoints import weights_fingerprint
+from storage.errors import IntegrityError
+from storage.records import CheckpointFiles
+from storage.rounds import starting_checkpoint
+
+
+def planned_checkpoint(context: RoundContext) -> CheckpointFiles:
+    """The student that starts the round, agreeing with the plan and with the committed hashes of its own files."""
+    start, planned = starting_checkpoint(context.store, context.run, context.number), context.round.plan().checkpoint
+    listed = weights_fingerprint({file.key.rsplit("/", 1)[-1]: file.sha256 for file in start.files})
+    if not start.fingerprint == listed == planned:
+        raise IntegrityError(f"round {context.number} of {context.run} was planned for checkpoint {planned[:12]}, but "
+                             f"{start.prefix} is {start.fingerprint[:12]} with files of {listed[:12]}: run "
+                             "`opd verify`", "stale")
+    return start
+
+
+def check_tokens(rollouts: pa.Table, where: str) -> None:
+    """Raise IntegrityError unless every rollout's tokens have its token_hash."""
+    prompts, responses = Ragged.of(rollouts["prompt_tokens"]), Ragged.of(rollouts["response_tokens"])
+    for i, expected in enumerate(rollouts["token_hash"].to_pylist()):
+        if token_hash(prompts[i], responses[i]) != expected:
+            raise IntegrityError(f"{where}: the tokens of rollout {rollouts['rollout_id'][i]} do not have its "
+                                 "token_hash; run `opd verify`")
+
+
+def check_writer(rollouts: pa.Table, policy_version: str, where: str) -> None:
+    """Raise IntegrityError unless the checkpoint `policy_version` wrote every rollout."""
+    others = set(rollouts["policy_version"].unique().to_pylist()) - {policy_version}
+    if others:
+        raise IntegrityError(f"{where}: a rollout was written by checkpoint {min(others)[:12]}, not by "
+                             f"{policy_version[:12]} which starts this round; run `opd verify`")
