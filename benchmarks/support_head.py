@@ -33,9 +33,11 @@ import torch.nn.functional as F
 
 from pipeline.config.model import TeacherTopKLsm
 from pipeline.objectives import StudentLogits, TokenBatch, build
+from pipeline.train.in_place import embed
 from pipeline.train.log_normaliser import log_normaliser
 from pipeline.train.optimizer import adamw
-from pipeline.train.support_head import SupportIndex, clear_rows_, embed, student_logits
+from pipeline.train.support_head import student_logits
+from pipeline.train.support_index import SupportIndex
 
 RESULTS = Path(__file__).parent / "results" / "support_head.json"
 VOCABULARY = 151_936
@@ -110,7 +112,7 @@ def compare(name, *, width, k, kind, positions, repeats, dense_repeats):
     ms = {
         "support": median_ms(lambda: support_head(hidden, weight, batch, index), repeats),
         "index": median_ms(lambda: SupportIndex.build(LSM.support(batch)), repeats),
-        "clear rows": median_ms(lambda: clear_rows_(weight, index.ids_U), repeats),
+        "clear rows": median_ms(lambda: buffer.index_fill_(0, index.ids_U, 0.0), repeats),
         "zero all": median_ms(buffer.zero_, repeats),
         "logged logsumexp": median_ms(lambda: logged_logsumexp(hidden, weight), repeats),
     }

@@ -14,7 +14,8 @@ class ProgressBars:
 
     def __init__(self):
         self._console = Console(file=sys.stderr)
-        columns = [TextColumn("{task.description:<36}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        columns = [TextColumn("{task.description:<36}", markup=False), BarColumn(), MofNCompleteColumn(),
+                   TimeElapsedColumn()]
         self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._last = None
 

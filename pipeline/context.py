@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.config import RunConfig
+from pipeline.versions import refuse_other_versions
 from storage.objects import ObjectStore, open_store
 from storage.rounds import Round, read_run
 
@@ -30,8 +31,12 @@ class RoundContext:
 
 
 def open_context(store_url: str, run: str, number: int, progress: Progress = silent) -> RoundContext:
-    """Open round `number` of `run`. Raises UserError if the store or the run does not exist."""
+    """Open round `number` of `run`.
+
+    Raises UserError if the store or the run does not exist, or if the run began with other versions than are here.
+    """
     store = open_store(store_url)
     document = read_run(store, run)
+    refuse_other_versions(run, document.get("versions", {}))
     config = RunConfig.model_validate({**document["config"], "store": store_url})
     return RoundContext(store, run, number, config, document, Round(store, run, number), progress)

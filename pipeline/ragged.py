@@ -20,9 +20,8 @@ class Ragged:
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Ragged":
         """A column of lists of numbers, without nulls."""
-        lists = column.combine_chunks()
-        lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
-        return cls(lists.flatten().to_numpy(zero_copy_only=True), starts_of(lengths), lengths)
+        flat, lengths = _flattened(column)
+        return cls(flat.to_numpy(zero_copy_only=True), starts_of(lengths), lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -41,10 +40,9 @@ class Spans:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Spans":
-        lists = column.combine_chunks()
-        spans, lengths = lists.flatten(), np.diff(lists.offsets.to_numpy())
-        starts_S, ends_S = (spans.field(name).to_numpy().astype(np.int64) for name in ("start", "end"))
-        return cls(starts_S, ends_S, np.repeat(np.arange(len(lists)), lengths))
+        flat, lengths = _flattened(column)
+        starts_S, ends_S = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "end"))
+        return cls(starts_S, ends_S, np.repeat(np.arange(len(lengths)), lengths))
 
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
         """(owner_N, position_N): every position inside a span, in order."""
@@ -59,6 +57,11 @@ class Spans:
         bad_M = np.zeros(len(lengths_M), dtype=bool)
         bad_M[self.owners_S[bad_S]] = True
         return bad_M
+
+
+def _flattened(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    lists = column.combine_chunks()
+    return lists.flatten(), np.diff(lists.offsets.to_numpy()).astype(np.int64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

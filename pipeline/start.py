@@ -3,19 +3,15 @@
 run.json holds the resolved config, versions, and what both models are; checkpoint=0 is a copy of the student.
 """
 
-import importlib.metadata
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.versions import versions
 from storage.documents import differing_keys
 from storage.errors import MissingObject, UserError
 from storage.objects import ObjectStore, open_store, store_exists
 from storage.rounds import create_run, put_checkpoint, read_run
-
-RECORDED = ("opd-rounds", "torch", "transformers", "tokenizers", "pyarrow", "duckdb", "datasets", "prefect", "vllm")
-"""Distributions whose versions run.json records, where installed."""
 
 
 def start_run(config: RunConfig) -> dict:
@@ -49,6 +45,8 @@ def describe_run(config: RunConfig) -> dict:
     from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
     from pipeline.prompts.pool import check_pool
 
+    refuse_foreign_code(config)
+    config = config.model_copy(update={"threads": config.threads or default_threads()})
     student, teacher = model_facts(config.student), model_facts(config.teacher)
     tokenizer = load_tokenizer(config.student)
     agreement = vocabulary_agreement(tokenizer, load_tokenizer(config.teacher),
@@ -62,6 +60,20 @@ def describe_run(config: RunConfig) -> dict:
             "sql_masks": check_config(config.mask, tokenizer), "prompt_pool": check_pool(config)}
 
 
+def refuse_foreign_code(config: RunConfig) -> None:
+    """A checkpoint keeps no code, so a student that needs its own could not even be loaded for round 0."""
+    if config.student.trust_remote_code:
+        raise UserError("student.trust_remote_code = true cannot work: checkpoints keep weights and no code; use a "
+                        "student that transformers knows (a teacher may bring code)")
+
+
+def default_threads() -> int:
+    """What `threads` = null means here; recorded, so that a run keeps it on another host."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def copy_student(store: ObjectStore, config: RunConfig) -> dict:
     """Put the starting student as checkpoint=0; returns its files."""
     from pipeline.models import resolve
@@ -70,8 +82,12 @@ def copy_student(store: ObjectStore, config: RunConfig) -> dict:
 
 
 def refuse_other_config(config: RunConfig, document: dict) -> None:
-    """Raise UserError naming the first keys in which `config` differs from the stored run's."""
+    """Raise UserError naming the first keys in which `config` differs from the stored run's; also for edited masks."""
+    from pipeline.mask.sources import refuse_edited
+
     free = {"rounds", "store"}  # a run may be extended, and a store may be moved
+    if config.threads is None:
+        free.add("threads")  # null stands for what was resolved when the run began
     mine, theirs = ({key: value for key, value in each.items() if key not in free}
                     for each in (config.model_dump(mode="json"), document["config"]))
     differing = differing_keys(mine, theirs)
@@ -79,14 +95,4 @@ def refuse_other_config(config: RunConfig, document: dict) -> None:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(f"run {config.run} exists with another {', '.join(differing[:3])}{more}: use another run id, "
                         "or the config it began with (only `rounds` may change)")
-
-
-def versions() -> dict:
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # optional, or running from a checkout
-            continue
-    return found
-
+    refuse_edited(config.mask, document)

@@ -17,7 +17,7 @@ from storage.shards import checked_path, file_sha256
 from storage.weights import is_optimizer, is_weights, weight_files
 
 KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
-"""Weights, configs, chat template, vocabulary. Pickled weights, code, further safetensors and the rest are left behind."""
+"""Weights, configs, chat template, vocabulary. Pickled weights, code and other safetensors are left behind."""
 ROUND_COPY = "round.json"
 """A byte copy of the manifest of the round that ended with this checkpoint."""
 
@@ -52,8 +52,8 @@ def local_checkpoint(store: ObjectStore, files: CheckpointFiles, *, optimizer: b
     """A local folder with the checkpoint and nothing else, sizes and sha256 checked once per process.
 
     The optimizer's state, twice the size of the weights, is brought here and checked only where it is going to be
-    read: `optimizer`.
-    A file that was planted beside the weights is refused: loaders look for adapters, code and further weights.
+    read: `optimizer`. A file that was planted beside the weights is refused: loaders look for adapters, code and
+    further weights.
     """
     names = {file.key: file.key.removeprefix(files.prefix) for file in files.files}
     planted = {info.key.removeprefix(files.prefix) for info in store.list(files.prefix)} - set(names.values())

@@ -195,19 +195,6 @@ def local_path(store: ObjectStore, key: str) -> Path:
     return store.local_path(key)
 
 
-def local_folder(store: ObjectStore, prefix: str) -> Path:
-    """A folder of this machine that holds all objects below `prefix`. Raises MissingObject if there is none.
-
-    Nothing is checked here: `checkpoints.local_checkpoint` checks sizes and hashes too.
-    """
-    prefix = prefix.removesuffix("/") + "/"
-    paths = {info.key: store.local_path(info.key) for info in store.list(prefix)}
-    if not paths:
-        raise MissingObject(prefix)
-    key, path = next(iter(paths.items()))
-    return path.parents[key.removeprefix(prefix).count("/")]
-
-
 def _store_at(url: str, create: bool) -> ObjectStore:
     if url.startswith("s3://"):
         from storage.s3 import S3Store

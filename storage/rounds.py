@@ -21,10 +21,25 @@ from storage.checkpoints import ROUND_COPY, local_checkpoint, put_checkpoint, st
 from storage.errors import IntegrityError, MissingObject, UserError
 from storage.objects import ObjectStore, exists
 from storage.records import (
-    CheckpointFiles, Manifest, Plan, PlanShard, Receipt, ShardFile, StageCommit, StoredFile, pack, unpack,
+    CheckpointFiles,
+    Manifest,
+    Plan,
+    PlanShard,
+    Receipt,
+    ShardFile,
+    StageCommit,
+    StoredFile,
+    pack,
+    unpack,
 )
 from storage.runs import (
-    committed_rounds, create_run, list_runs, parent_manifest, read_manifest, read_run, run_sha256,
+    committed_rounds,
+    create_run,
+    list_runs,
+    parent_manifest,
+    read_manifest,
+    read_run,
+    run_sha256,
 )
 from storage.shards import put_shard, read_shard
 

@@ -71,7 +71,7 @@ MASK = pa.schema([
 STEPS = pa.schema([
     _required("step", pa.int64(), "optimizer steps since the run began, from 1"),
     _required("step_in_round", pa.int32(), "from 1"),
-    _required("loss", pa.float64(), "objective per unmasked token, nats"),
+    _required("loss", pa.float64(), "as optimised: per unmasked token, or as the config's [train] says; nats"),
     _required("learning_rate", pa.float64(), "of this step"),
     _required("grad_norm", pa.float64(), "l2, before clipping"),
     _required("rollouts", pa.int32(), "in this step"),

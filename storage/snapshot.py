@@ -44,6 +44,10 @@ class Snapshot:
         """The shards of a table that count, in order; none where the stage has not begun."""
         return list(self._rounds[run, number].tables.get(table, []))
 
+    def only(self, run: str, number: int) -> "Snapshot":
+        """The same with one round alone."""
+        return Snapshot(self.store, {run: self.documents[run]}, {(run, number): self._rounds[run, number]})
+
     def manifest(self, run: str, number: int) -> Manifest | None:
         """The round's manifest, None while it is in progress."""
         return self._rounds[run, number].manifest

@@ -39,7 +39,14 @@ class Model(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """In rollout and scoring. The trainer takes `sdpa` in place of `flash_attention_2`, which has no float32 kernel."""
     trust_remote_code: bool = False
-    """Runs code that came with the weights. Recorded in run.json."""
+    """Runs code that came with the weights: for a teacher only, since a student's copies hold no code. Recorded."""
+
+    @model_validator(mode="after")
+    def _attention_fits_the_dtype(self):
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(f"attention = 'flash_attention_2' with dtype = 'float32' ({self.path}): it has no float32 "
+                             "kernel; set dtype = 'bfloat16', or attention = 'sdpa'")
+        return self
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------
@@ -248,10 +255,10 @@ class Train(Section):
     precision: Dtype = "float32"
     """Of the forward pass; bfloat16 keeps float32 master weights."""
     gradient_checkpointing: bool = False
-    """Keeps each layer's input only and computes the layer again in the backward pass: the same gradients, for one more
-    forward pass. Long responses of a large student need it."""
+    """Keeps only the input of each layer and computes the layer again in the backward pass: the same gradients for one
+    more forward pass, in memory that long responses of a large student fit into."""
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """A step's loss is the mean over its tokens (Revisiting OPD), or the mean over its rollouts of their token means."""
+    """A step's loss is the mean over its tokens (Revisiting OPD), or over its rollouts of the mean in each."""
     denominator: Literal["unmasked", "all"] = "unmasked"
     """The token mean divides by unmasked tokens, or by all response tokens."""
 
@@ -281,7 +288,7 @@ class RunConfig(Section):
     rounds: Positive = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive | None = None
-    """CPU threads of each stage; null: torch's default. Part of the determinism contract."""
+    """CPU threads of each stage; null: torch's default where the run starts, recorded in run.json and kept."""
     student: Model
     teacher: Model
     prompts: Prompts
@@ -307,13 +314,6 @@ class RunConfig(Section):
         if k is not None and k > self.score.teacher_top_k:
             raise ValueError(f"objective.k = {k} is larger than score.teacher_top_k = {self.score.teacher_top_k}: "
                              "lower it or store more")
-        return self
-
-    @model_validator(mode="after")
-    def _attention_fits_the_precision(self):
-        if self.student.attention == "flash_attention_2" and self.train.precision == "float32":
-            raise ValueError("train.precision = 'float32' with student.attention = 'flash_attention_2', which has no "
-                             "float32 kernel: set train.precision = 'bfloat16', or student.attention = 'sdpa'")
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ def flagged(tokens: pa.Table, settings: Detector) -> np.ndarray:
 
 
 def mark(tokens: pa.Table, ids: np.ndarray) -> Marks:
-    """Marks of all occurrences of the flagged ids in a shard."""
+    """Marks of all occurrences of the flagged ids."""
     token_ids_N = tokens["token_id"].to_numpy()
     rows_M = np.flatnonzero(np.isin(token_ids_N, ids))
     return zero(rows_M, np.searchsorted(ids, token_ids_N[rows_M]), [f"detector:{token_id}" for token_id in ids])

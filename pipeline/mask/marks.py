@@ -2,7 +2,7 @@
 
     weight_n = product over masks of the weight each gave token n;   reasons_n = their reasons, in config order
 
-Arrays: N tokens of a shard, M marks of one mask.
+Arrays: N tokens of a table, M marks of one mask.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,17 @@ from storage.errors import UserError
 
 @dataclass(frozen=True)
 class Marks:
-    """Tokens that one mask touches: rows of the shard, their weights, and which of `names` is the reason."""
+    """Tokens that one mask touches: rows of a table, their weights, and which of `names` is the reason."""
 
     rows_M: np.ndarray
     weights_M: np.ndarray
     reasons_M: np.ndarray
     names: list[str]
+
+    def cut(self, start: int, stop: int) -> "Marks":
+        """The marks of rows start .. stop - 1, counted from `start`."""
+        inside_M = (self.rows_M >= start) & (self.rows_M < stop)
+        return Marks(self.rows_M[inside_M] - start, self.weights_M[inside_M], self.reasons_M[inside_M], self.names)
 
 
 def zero(rows_M: np.ndarray, reasons_M: np.ndarray, names: list[str]) -> Marks:

@@ -1,6 +1,6 @@
 """SQL masks as text: from sql/masks by name, or a .sql file of the user's.
 
-run.json records the text when a run begins, so that editing the file changes the next run and not half of a round.
+run.json records the text when a run begins: that is what runs, and a file that was edited since then is refused.
 """
 
 import re
@@ -26,6 +26,19 @@ def text(mask: SqlMask, document: Mapping) -> str:
     """The mask's SQL as run.json recorded it, else as it is now."""
     recorded = document.get(RECORDED_AS, {})
     return recorded[mask.file] if mask.file in recorded else _read(mask.file)
+
+
+def refuse_edited(masks: Sequence[Mask], document: Mapping) -> None:
+    """Raise UserError if a mask's file says something else than run.json recorded. A file that is gone says nothing."""
+    recorded = document.get(RECORDED_AS, {})
+    for mask in masks:
+        if isinstance(mask, SqlMask) and mask.file in recorded and _is_there(mask.file):
+            if _read(mask.file) != recorded[mask.file]:
+                raise UserError(f"mask {mask.file} changed since the run began: use another run id, or restore it")
+
+
+def _is_there(file: str) -> bool:
+    return file in sqlfiles.names("masks") or (not _SHIPPED.fullmatch(file) and Path(file).expanduser().is_file())
 
 
 def _read(file: str) -> str:

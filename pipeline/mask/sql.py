@@ -81,13 +81,13 @@ def evaluate(connection, sql: str, name: str, number: int) -> tuple[pa.Table, se
     return _typed(rows, name), reads
 
 
-def mark(rows: pa.Table, name: str, round_places: Places, shard_places: Places) -> Marks:
-    """The shard's part of the mask's rows. Raises UserError for weights or places that cannot be."""
+def mark(rows: pa.Table, name: str, places: Places) -> Marks:
+    """The mask's rows as marks of the round's tokens. Raises UserError for weights or places that cannot be."""
     rollout_ids_M, positions_M = rows["rollout_id"].to_numpy(), rows["position"].to_numpy()
     weights_M = rows["weight"].to_numpy()
     _check_weights(weights_M, rollout_ids_M, positions_M, name)
-    round_rows_M = round_places.rows(rollout_ids_M, positions_M)
-    missing = np.flatnonzero(round_rows_M < 0)
+    rows_M = places.rows(rollout_ids_M, positions_M)
+    missing = np.flatnonzero(rows_M < 0)
     if len(missing):
         raise UserError(f"mask {name}: rollout {rollout_ids_M[missing[0]]} position {positions_M[missing[0]]} is no "
                         f"token of this round ({len(missing)} of {len(weights_M)} rows): join with tokens")
@@ -95,10 +95,8 @@ def mark(rows: pa.Table, name: str, round_places: Places, shard_places: Places) 
     if len(names) > MAX_REASONS:
         raise UserError(f"mask {name}: {len(names)} different reasons, at most {MAX_REASONS}: give them names, not "
                         "numbers or ids")
-    _refuse_repeated(round_rows_M, reasons_M, rollout_ids_M, positions_M, name)
-    rows_M = shard_places.rows(rollout_ids_M, positions_M)
-    mine_M = np.flatnonzero(rows_M >= 0)
-    order = mine_M[np.lexsort([reasons_M[mine_M], rows_M[mine_M]])]
+    _refuse_repeated(rows_M, reasons_M, rollout_ids_M, positions_M, name)
+    order = np.lexsort([reasons_M, rows_M])
     return Marks(rows_M[order], weights_M[order], reasons_M[order], names)
 
 
@@ -147,11 +145,11 @@ def _check_weights(weights_M: np.ndarray, rollout_ids_M: np.ndarray, positions_M
                         f"{positions_M[bad[0]]} ({len(bad)} rows): weights are finite and at least 0")
 
 
-def _refuse_repeated(round_rows_M: np.ndarray, reasons_M: np.ndarray, rollout_ids_M: np.ndarray,
-                     positions_M: np.ndarray, name: str) -> None:
+def _refuse_repeated(rows_M: np.ndarray, reasons_M: np.ndarray, rollout_ids_M: np.ndarray, positions_M: np.ndarray,
+                     name: str) -> None:
     """A token may have several reasons, and then each one's weight; the same one twice is a join gone wrong."""
-    order = np.lexsort([reasons_M, round_rows_M])
-    rows_M, reasons_M = round_rows_M[order], reasons_M[order]
+    order = np.lexsort([reasons_M, rows_M])
+    rows_M, reasons_M = rows_M[order], reasons_M[order]
     again = np.flatnonzero((rows_M[1:] == rows_M[:-1]) & (reasons_M[1:] == reasons_M[:-1]))
     if len(again):
         at = order[again[0]]

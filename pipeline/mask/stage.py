@@ -2,46 +2,67 @@
 
     opd mask --run R --round 3 --shard 7
 
-The detector and SQL masks look at the whole round; what they say about this shard's tokens is kept. Weights multiply,
-reasons collect in the order of the config. Special tokens and the detector need numpy alone, SQL masks need duckdb.
+The detector and SQL masks look at the whole round, so masks are evaluated on the whole round, once per process, and
+each shard gets its part. Weights multiply, reasons collect in the order of the config. Special tokens and the detector
+need numpy alone, SQL masks need duckdb.
+
+Two gates stand before training. The numpy gates of the score stage look at one shard before anything of it is written,
+and decide alone where duckdb is not installed. sql/checks look at the whole round, here, once per process and before
+any mask is written; they need no config, and whoever doubts a round can run them again on the stored scores.
 """
 
 import importlib.util
-
-import pyarrow as pa
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pipeline.config.model import Detector, Mask, SpecialTokens, SqlMask
 from pipeline.context import RoundContext
 from pipeline.mask import detector, sources, special_tokens, sql
 from pipeline.mask.marks import Marks, counts, mask_table
-from storage.checks import refuse_silent_teacher
+from storage.checks import refuse_silent_round
 from storage.rounds import Receipt
 from storage.snapshot import take_snapshot
 
 COLUMNS = ["rollout_id", "position", "token_id"]
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What one mask says about a whole round."""
+
+    marks: Marks
+    facts: dict
+    inputs: dict[str, str]
+    """Key -> sha256 of the files it read, besides the shard's own scores."""
+
+
 def run(context: RoundContext, shard: int) -> Receipt:
-    """Check the shard's scores, then write its mask."""
-    check_scores(context, shard)
+    """Check the round's scores, then write the shard's mask."""
+    masks = evaluated(context)
     tokens = context.round.read("score", shard, COLUMNS)
-    masks, facts, inputs = [], {}, context.round.input_files("score", shard)
-    for index, settings in enumerate(context.config.mask):
-        context.progress(f"mask {settings.type}", index, len(context.config.mask))
-        marks, found, more_inputs = _mark(context, settings, tokens)
-        masks.append(marks)
-        facts[str(index)] = {"type": settings.type, **found}
-        inputs |= more_inputs
-    table = mask_table(tokens, masks)
-    return context.round.finish("mask", shard, "mask", table, inputs=inputs,
-                                facts={**counts(table), "masks": facts})
+    first = sum(receipt.file.rows for receipt in context.round.receipts("score") if receipt.shard < shard)
+    table = mask_table(tokens, [mask.marks.cut(first, first + tokens.num_rows) for mask in masks])
+    inputs = context.round.input_files("score", shard)
+    for mask in masks:
+        inputs |= mask.inputs
+    return context.round.finish("mask", shard, "mask", table, inputs=inputs, facts={
+        **counts(table), "masks": {str(index): mask.facts for index, mask in enumerate(masks)}})
 
 
-def check_scores(context: RoundContext, shard: int) -> None:
-    """The last gate before training: sql/checks over the shard, where duckdb is installed."""
+def evaluated(context: RoundContext) -> list[Evaluated]:
+    """Every mask of the config on the whole round, its scores checked; kept for the next shard of this process."""
+    sources.refuse_edited(context.config.mask, context.document)
+    texts = [sources.text(mask, context.document) for mask in context.config.mask if isinstance(mask, SqlMask)]
+    scores = context.round.input_files("score")
+    key = (context.store.url, context.run, context.number, *scores.items(), *texts,
+           *(mask.model_dump_json() for mask in context.config.mask))
+    return _evaluated(_Keyed(key, context))
+
+
+def check_scores(context: RoundContext) -> None:
+    """The last gate before training: sql/checks over the round, where duckdb is installed."""
     if importlib.util.find_spec("duckdb"):
-        refuse_silent_teacher(context.round.read("rollout", shard), context.round.read("score", shard),
-                              run=context.run, number=context.number)
+        refuse_silent_round(take_snapshot(context.store, context.run, in_progress=True), context.run, context.number)
 
 
 def check_config(masks: list[Mask], tokenizer) -> dict[str, str]:
@@ -54,27 +75,50 @@ def check_config(masks: list[Mask], tokenizer) -> dict[str, str]:
     return texts
 
 
-def _mark(context: RoundContext, settings: Mask, tokens: pa.Table) -> tuple[Marks, dict, dict[str, str]]:
-    """What one mask says about the shard, what to note about it, and the files it read besides the shard's own."""
+@dataclass(frozen=True)
+class _Keyed:
+    """A context to compute from, told apart by `key` alone."""
+
+    key: tuple
+    context: RoundContext = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _evaluated(keyed: _Keyed) -> list[Evaluated]:
+    context, masks = keyed.context, keyed.context.config.mask
+    context.progress("check scores", 0, len(masks) + 1)
+    check_scores(context)
+    found = []
+    for index, settings in enumerate(masks, 1):
+        context.progress(f"mask {settings.type}", index, len(masks) + 1)
+        found.append(_evaluate(context, settings))
+    return found
+
+
+def _evaluate(context: RoundContext, settings: Mask) -> Evaluated:
     match settings:
         case SpecialTokens():
             ids = special_tokens.resolve(settings.tokens, _tokenizer(context))
-            return special_tokens.mark(tokens, ids, settings.occurrences), {"token_ids": ids}, {}
+            marks = special_tokens.mark(context.round.read("score", None, COLUMNS), ids, settings.occurrences)
+            return Evaluated(marks, {"type": settings.type, "token_ids": ids}, {})
         case Detector():
-            flagged = detector.flagged(context.round.read("score", None, detector.COLUMNS), settings)
-            return detector.mark(tokens, flagged), {"token_ids": flagged.tolist()}, context.round.input_files("score")
+            tokens = context.round.read("score", None, detector.COLUMNS)
+            ids = detector.flagged(tokens, settings)
+            return Evaluated(detector.mark(tokens, ids), {"type": settings.type, "token_ids": ids.tolist()},
+                             context.round.input_files("score"))
         case SqlMask():
-            return _mark_sql(context, settings, tokens)
+            return _evaluate_sql(context, settings)
 
 
-def _mark_sql(context: RoundContext, settings: SqlMask, tokens: pa.Table) -> tuple[Marks, dict, dict[str, str]]:
+def _evaluate_sql(context: RoundContext, settings: SqlMask) -> Evaluated:
     text = sources.text(settings, context.document)
     snapshot = take_snapshot(context.store, context.run, in_progress=True)
     with sql.connect(snapshot, context.run, context.number) as connection:
         rows, reads = sql.evaluate(connection, text, settings.file, context.number)
-    round_places = sql.Places(context.round.read("score", None, ["rollout_id", "position"]))
-    marks = sql.mark(rows, settings.file, round_places, sql.Places(tokens))
-    return marks, {"file": settings.file, "sql": text}, _read_files(context, snapshot, reads)
+    places = sql.Places(context.round.read("score", None, ["rollout_id", "position"]))
+    return Evaluated(sql.mark(rows, settings.file, places),
+                     {"type": settings.type, "file": settings.file, "sql": text},
+                     _read_files(context, snapshot, reads))
 
 
 def _read_files(context: RoundContext, snapshot, reads: set[str]) -> dict[str, str]:

@@ -10,4 +10,5 @@ from pipeline.models.loading import device, load_model, load_tokenizer
 from pipeline.models.vocabulary import Agreement, template_hash, tokenizer_hash, vocabulary_agreement
 
 __all__ = ["Agreement", "Head", "check_head", "config_hash", "device", "fingerprint", "load_model", "load_tokenizer",
-           "model_facts", "output_head", "pinned", "resolve", "template_hash", "tokenizer_hash", "trunk", "vocabulary_agreement"]
+           "model_facts", "output_head", "pinned", "resolve", "template_hash", "tokenizer_hash", "trunk",
+           "vocabulary_agreement"]

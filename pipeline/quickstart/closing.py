@@ -68,6 +68,6 @@ def held_out(config: RunConfig, count: int) -> list[Problem]:
     """Problems of the source's generator that no training split holds."""
     source = config.prompts.source
     if not isinstance(source, GeneratedSource) or source.split != "train":
-        raise UserError("a closing table needs prompts.source.type = \"generated\" with split = \"train\": the held-out "
+        raise UserError("a closing table needs prompts.source.type = 'generated' with split = 'train': the held-out "
                         "split is what it asks")
     return generate(source.generator, HELD_OUT_SEED, count, "held_out")

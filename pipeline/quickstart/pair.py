@@ -30,6 +30,9 @@ MARKER = "quickstart.json"
 FORMAT = 1
 """Part of the hash: raise it where code that no recipe names changes the weights."""
 
+FIRST_SEED = 1_000_000
+"""Problems of fine-tuning have seeds from here: apart from those that configs use, so that rounds ask new ones."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -97,7 +100,7 @@ def _make(folder: Path, recipe: Recipe, seed: int, key: str, progress: Progress)
 
     tokenizer = train_tokenizer()
     fresh = recipe.steps * recipe.batch_size
-    known = problems("arithmetic", seed, fresh + recipe.checked_problems, "train")
+    known = problems("arithmetic", FIRST_SEED + seed, fresh + recipe.checked_problems, "train")
     examples = [_example(problem, tokenizer) for problem in known]
     examples, checked = examples[:fresh], examples[fresh:]
     model = _new_model(recipe, seed, tokenizer)
@@ -192,7 +195,7 @@ def _key(recipe: Recipe, seed: int) -> str:
     """What the weights depend on, but for versions and threads: recipe, seed, data and tokenizer."""
     from pipeline.quickstart.tokenizer import train_tokenizer
 
-    sample = [asdict(problem) for problem in problems("arithmetic", seed, 64, "train")]
+    sample = [asdict(problem) for problem in problems("arithmetic", FIRST_SEED + seed, 64, "train")]
     tokenizer = train_tokenizer()
     content = [FORMAT, asdict(recipe), seed, sample, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

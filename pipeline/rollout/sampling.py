@@ -6,9 +6,9 @@
     log p(y) = z_y - lse(z)                          raw
     log p_sampling(y) = s_y - lse(s) - log mass(nucleus)
 
-u comes from a counter (streams.py): (seed of the rollout, position) and nothing else decides it, so a rollout draws the same
-numbers in any batch. Masses are summed as integers (2^-48 each): no order of summation, on any device, can move the
-border of a nucleus, and none of the kernels is one that torch calls nondeterministic.
+u comes from a counter (streams.py): (seed of the rollout, position) and nothing else decides it, so a rollout draws
+the same numbers in any batch. Masses are summed as integers (2^-48 each): no order of summation, on any device, can
+move the border of a nucleus, and none of the kernels is one that torch calls nondeterministic.
 
 Shapes: B rows, V vocabulary, M candidates, T positions.
 """

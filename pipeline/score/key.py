@@ -10,6 +10,7 @@ whoever computes it.
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.versions import public
 from storage import documents
 
 ENGINE = "opd"
@@ -40,6 +41,7 @@ def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     facts = document["teacher"]
     return {
         "weights": facts["fingerprint"],
+        "config": facts["config_hash"],
         "tokenizer": facts["tokenizer_hash"],
         "template": facts["template_hash"],
         "context": None,  # the teacher reads the student's own prompt
@@ -48,6 +50,7 @@ def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         "attention": config.teacher.attention,
         "engine": ENGINE,
         "engine_version": ENGINE_VERSION,
+        "torch": public(document["versions"]["torch"]),
         "transformers": document["versions"]["transformers"],
     }
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
-from pipeline.models import device, fingerprint, load_model, pinned, resolve
+from pipeline.models import config_hash, device, fingerprint, load_model, pinned, resolve
 from pipeline.provenance import check_tokens, check_writer, planned_checkpoint
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key
 from pipeline.score.scorer import score_rollouts
-from storage.checkpoints import is_weights
 from storage.errors import UserError
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
+from storage.weights import is_optimizer
 
 
 def run(context: RoundContext, shard: int) -> Receipt:
@@ -30,11 +30,12 @@ def run(context: RoundContext, shard: int) -> Receipt:
     scores = score_rollouts(rollouts, student, teacher, shared, context.config.score, context.progress)
     check_scores(scores, rollouts, shared)
     full_key, short_key = scoring_key(context.document, context.config, checkpoint.fingerprint)
-    weights = {file.key: file.sha256 for file in checkpoint.files if is_weights(file.key.rsplit("/", 1)[-1])}
+    student_files = {file.key: file.sha256 for file in checkpoint.files
+                     if not is_optimizer(file.key.rsplit("/", 1)[-1])}
     facts = {"rollouts": len(rollouts), "scoring_key": full_key,
              "environment_tokens": len(rollouts["response_tokens"].combine_chunks().flatten()) - len(scores)}
     return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts,
-                                inputs=context.round.input_files("rollout", shard) | weights)
+                                inputs=context.round.input_files("rollout", shard) | student_files)
 
 
 def _student(context: RoundContext, checkpoint: CheckpointFiles):
@@ -44,7 +45,7 @@ def _student(context: RoundContext, checkpoint: CheckpointFiles):
 
 def _teacher(context: RoundContext):
     facts = context.document["teacher"]
-    return _load_teacher(pinned(context.config.teacher, facts), facts["fingerprint"])
+    return _load_teacher(pinned(context.config.teacher, facts), facts["fingerprint"], facts["config_hash"])
 
 
 @lru_cache(maxsize=1)
@@ -55,9 +56,11 @@ def _load_student(folder: Path, settings: Model, fingerprint: str):
 
 
 @lru_cache(maxsize=1)
-def _load_teacher(model: Model, expected: str):
-    found = fingerprint(resolve(model))
-    if found != expected:
-        raise UserError(f"teacher {model.path} is not the one that this run began with (weights {found[:12]}, were "
-                        f"{expected[:12]}): restore it, or start another run")
+def _load_teacher(model: Model, weights: str, config: str):
+    folder = resolve(model)
+    for what, found, expected in (("weights", fingerprint(folder), weights),
+                                  ("config.json", config_hash(folder), config)):
+        if found != expected:
+            raise UserError(f"teacher {model.path} is not the one that this run began with ({what} {found[:12]}, "
+                            f"expected {expected[:12]}): restore it, or start another run")
     return load_model(model, device=device())

@@ -2,10 +2,10 @@
 
     step loss = sum over the step's tokens of factor * loss / denominator
 
-factor and denominator: the masks' weight, and the step's unmasked tokens (or all its tokens, or, for the sequence
-mean, objectives/reduction.py). The denominator is counted over the whole step before its first forward pass, so how a step is cut into micro-batches
-changes nothing but rounding. A step without an unmasked token is logged and changes nothing. A loss or gradient that
-is not finite stops the round before the update.
+For the token mean the factor is the mask's weight and the denominator counts the step's unmasked tokens, or all of
+them; for the sequence mean see objectives/reduction.py. The denominator is counted over the whole step before its first
+forward pass, so how a step is cut into micro-batches changes nothing but rounding. A step without an unmasked token is
+logged and changes nothing. A loss or gradient that is not finite stops the round before the update.
 
 Shapes: N trained positions of a micro-batch, D model width, S support.
 """

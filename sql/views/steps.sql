@@ -5,7 +5,7 @@
 --   round: round, from 0
 --   step: optimizer steps since the run began, from 1
 --   step_in_round: from 1
---   loss: objective per unmasked token, nats
+--   loss: objective as it is optimised: sum over tokens divided by train.denominator, nats
 --   learning_rate: of this step
 --   grad_norm: l2, before clipping
 --   rollouts: in this step

@@ -44,6 +44,18 @@ def test_the_smallest_config_takes_the_papers_defaults():
     ("seed=-1", "seed = -1"),
     ("rollout.top_p=1.5", "rollout.top_p = 1.5"),
     ("rollout.temperature=0", "rollout.temperature = 0"),
+    ("rollout.temperature=1e-4", "rollout.temperature = 0.0001"),
+    ("train.beta1=1", "train.beta1 = 1"),
+    ("train.beta2=1.0", "train.beta2 = 1.0"),
+    ("train.beta1=-0.1", "train.beta1 = -0.1"),
+    ("train.learning_rate=inf", "train.learning_rate = inf: Input should be a finite number"),
+    ("train.weight_decay=nan", "train.weight_decay = nan: Input should be a finite number"),
+    ("rollout.temperature=+inf", "rollout.temperature = inf: Input should be a finite number"),
+    ("rollout.top_p=nan", "rollout.top_p = nan: Input should be a finite number"),
+    ("mask=[{type='detector',max_log_ratio=-inf}]", "mask.0.max_log_ratio = -inf: Input should be a finite number"),
+    ("prompts.per_round=inf", "prompts.per_round = inf"),
+    ("student.attention=flash_attention_2",
+     "attention = 'flash_attention_2' with dtype = 'float32' (s)"),
     ("objective.type=teacher_topk_lmsm", "did you mean 'teacher_topk_lsm'?"),
     ("objective.k=64", "objective.k = 64 is larger than score.teacher_top_k = 32"),
     ("objective.type=sampled_token_masked", "needs a [[mask]] of type 'special_tokens'"),
@@ -55,6 +67,19 @@ def test_the_smallest_config_takes_the_papers_defaults():
 ])
 def test_a_bad_key_or_value_is_one_line_that_names_it(setting, said):
     assert said in refusal(setting)
+
+
+def test_two_settings_that_do_not_go_together_are_one_line_that_names_both():
+    said = refusal("train.reduction=sequence_mean", "train.denominator=all")
+    assert "train.denominator = 'all'" in said and "train.reduction = 'sequence_mean'" in said
+
+
+@pytest.mark.parametrize("settings", [
+    ["train.beta1=0", "train.beta2=0.0"], ["rollout.temperature=0.001"], ["train.reduction=sequence_mean"],
+    ["student.attention=flash_attention_2", "student.dtype=bfloat16"],
+    ["teacher.attention=flash_attention_2", "teacher.dtype=bfloat16"]])
+def test_values_at_the_edge_are_allowed(settings):
+    assert config(*settings)
 
 
 def test_setting_a_type_drops_the_keys_of_the_old_one_in_any_order():

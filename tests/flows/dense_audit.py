@@ -46,7 +46,8 @@ def audit(store: Path, run: str, number: int) -> Deviations:
         if sequence is None or sequence[0] != row["rollout_id"]:
             ids = torch.tensor([list(row["prompt_tokens"]) + list(row["response_tokens"])])
             with torch.no_grad():
-                sequence = row["rollout_id"], *(log_probs_TV(model, ids, shared) for model in (student, teacher, before))
+                dense = [log_probs_TV(model, ids, shared) for model in (student, teacher, before)]
+            sequence = row["rollout_id"], *dense
         at = len(row["prompt_tokens"]) + row["position"] - 1
         compare(found, row, sequence[1][at], sequence[2][at])
         if before is not None:

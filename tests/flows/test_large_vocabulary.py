@@ -1,4 +1,4 @@
-"""The same commands at the vocabulary and width of a real model: V 151,936, d 896, tied head, Zipf ids, from a config."""
+"""The same commands at the size of a real model's head: V 151,936, d 896, tied, Zipf ids, from a config."""
 
 import json
 import random

@@ -40,8 +40,11 @@ def evaluate(place, text):
 
 
 def mark(rows, responses=RESPONSES):
-    tokens = made.tokens(responses)
-    return mask_table(tokens, [sql.mark(rows, "mine", sql.Places(made.tokens(RESPONSES)), sql.Places(tokens))])
+    """The mask of `responses`, which follow each other in RESPONSES."""
+    tokens, whole = made.tokens(responses), made.tokens(RESPONSES)
+    first = whole["rollout_id"].to_pylist().index(next(iter(responses)))
+    marks = sql.mark(rows, "mine", sql.Places(whole))
+    return mask_table(tokens, [marks.cut(first, first + tokens.num_rows)])
 
 
 def refusal(place, text):
@@ -239,7 +242,7 @@ def shipped(name, tokens, rollouts=None, history=None, number=0):
         sql.show_round(connection, "made", number)
         catalog.lock(connection, [])
         rows, _ = sql.evaluate(connection, sqlfiles.load("masks", name).text, name, number)
-    return counts(mask_table(tokens, [sql.mark(rows, name, sql.Places(tokens), sql.Places(tokens))]))
+    return counts(mask_table(tokens, [sql.mark(rows, name, sql.Places(tokens))]))
 
 
 def test_shipped_masks_touch_what_they_say():

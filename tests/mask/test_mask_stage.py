@@ -1,5 +1,7 @@
 """The mask stage on a stored round: what is written, noted and named as its input."""
 
+import dataclasses
+
 import made_rounds as made
 import pytest
 import tiny
@@ -97,8 +99,8 @@ def test_masks_of_an_earlier_round_do_not_see_later_ones(tmp_path, student):
         made.commit_round(store, tmp_path, "made", number, [rare({1: [63] * 8})])
     seen = "SELECT rollout_id, position, 0.0 AS weight, 'r' || (SELECT max(round) FROM history) AS reason FROM tokens"
     here = context(tmp_path, student, [], number=2, document={"sql_masks": {"m.sql": seen}})
-    marks, _, _ = stage._mark(here, SqlMask(file="m.sql"), here.round.read("score", 0, stage.COLUMNS))
-    assert marks.names == ["r1"]
+    here = dataclasses.replace(here, config=here.config.model_copy(update={"mask": [SqlMask(file="m.sql")]}))
+    assert [mask.marks.names for mask in stage.evaluated(here)] == [["r1"]]
 
 
 def test_the_same_round_gives_the_same_bytes(tmp_path, student):
@@ -116,6 +118,48 @@ def test_a_silent_teacher_stops_before_the_mask_is_written(tmp_path, student):
     with pytest.raises(UserError, match="fail the check all_zeros"):
         stage.run(context(tmp_path, student, []), 0)
     assert round.pending("mask") == [0]
+
+
+def test_a_silent_teacher_of_another_shard_stops_this_one_too(tmp_path, student):
+    round = store_round(tmp_path, [scored(FIRST), scored(SECOND, teacher_log_prob=[0.0] * 3)])
+    with pytest.raises(UserError, match="scores of round 0 of made fail the check all_zeros"):
+        stage.run(context(tmp_path, student, []), 0)
+    assert round.pending("mask") == [0, 1]
+
+
+def test_four_shards_cost_one_evaluation(tmp_path, student):
+    round = store_round(tmp_path, [rare({4 * shard + each: [60, 63] for each in range(4)}) for shard in range(4)])
+    masks = [SpecialTokens(tokens=["<"]), Detector(min_count=2), SqlMask(file="truncated")]
+    called = []
+    before = stage._evaluated.cache_info()
+    for shard in range(4):  # contexts of their own, as four calls of a child process may have
+        here = context(tmp_path, student, masks)
+        stage.run(dataclasses.replace(here, progress=lambda what, done, total: called.append(what)), shard)
+    after = stage._evaluated.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 3)
+    assert called == ["check scores", "mask special_tokens", "mask detector", "mask sql"]
+    assert round.pending("mask") == [] and round.read("mask").num_rows == 32
+
+
+def test_other_masks_over_the_same_round_are_evaluated_again(tmp_path, student):
+    store_round(tmp_path, [scored(FIRST)])
+    for minimum in (2, 3):
+        before = stage._evaluated.cache_info().misses
+        stage.evaluated(context(tmp_path, student, [Detector(min_count=minimum)]))
+        assert stage._evaluated.cache_info().misses == before + 1
+
+
+def test_a_mask_file_that_was_edited_since_the_run_began_is_refused(tmp_path, student):
+    round = store_round(tmp_path, [scored(FIRST)])
+    file = tmp_path / "mine.sql"
+    file.write_text(MINE)
+    here = context(tmp_path, student, [SqlMask(file=str(file))], document={"sql_masks": {str(file): MINE}})
+    file.write_text(MINE.replace("0.5", "0.25"))
+    with pytest.raises(UserError, match="mine.sql changed since the run began: use another run id, or restore it"):
+        stage.run(here, 0)
+    assert round.pending("mask") == [0]
+    file.unlink()  # moved to another machine: what was recorded runs
+    assert stage.run(here, 0).facts["reasons"] == {"odd": 2}
 
 
 def test_a_mask_that_fails_writes_nothing(tmp_path, student):

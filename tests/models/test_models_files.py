@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 
 from pipeline.config.model import Model
 from pipeline.models import fingerprint, load_model, load_tokenizer, model_facts, pinned, resolve
-from pipeline.models.files import weight_files
+from pipeline.models.files import config_hash
 from storage.checkpoints import folder_hashes, weights_fingerprint
 from storage.errors import UserError
+from storage.weights import weight_files
 from tests.tiny import byte_tokenizer, save_model
 
 
@@ -150,6 +151,44 @@ def test_the_fingerprint_is_that_of_storage_and_of_the_weights_alone(tmp_path):
     assert fingerprint(folder) == before
     save_file({"m": torch.zeros(3)}, folder / "model.safetensors")
     assert fingerprint(folder) != before
+
+
+def test_safetensors_that_are_not_loaded_are_neither_fingerprinted_nor_kept(tmp_path):
+    folder = made(tmp_path)
+    before = folder_hashes(folder), fingerprint(folder)
+    for name in ("consolidated.safetensors", "model.fp16.safetensors", "model-00001-of-00002.safetensors"):
+        save_file({"m": torch.zeros(3)}, folder / name)
+    assert (folder_hashes(folder), fingerprint(folder)) == before
+    load_model(folder).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    save_file({"m": torch.zeros(3)}, tmp_path / "sharded" / "consolidated.safetensors")
+    hashes = folder_hashes(tmp_path / "sharded")
+    assert "consolidated.safetensors" not in hashes
+    assert fingerprint(tmp_path / "sharded") == weights_fingerprint(hashes)
+
+
+def test_two_sets_of_weights_in_one_folder_are_refused(tmp_path):
+    folder = made(tmp_path)
+    load_model(folder).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    (folder / "model.safetensors").rename(tmp_path / "sharded" / "model.safetensors")
+    assert "which of them are the weights is not clear" in refused(fingerprint, tmp_path / "sharded")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("call", [folder_hashes, fingerprint, load_model])
+def test_an_adapter_is_refused(tmp_path, name, call):
+    folder = made(tmp_path)
+    (folder / name).write_text("{}")
+    assert f"holds an adapter ({name}), which is no model of its own: merge it" in refused(call, folder)
+
+
+def test_the_hash_of_a_config_is_of_what_it_says(tmp_path):
+    folder = made(tmp_path)
+    file, before = folder / "config.json", config_hash(folder)
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(config.items()))))
+    assert config_hash(folder) == before == model_facts(Model(path=str(folder)))["config_hash"]
+    file.write_text(json.dumps(config | {"rope_theta": 1.0, "time_step_limit": [0.0, float("inf")]}))
+    assert config_hash(folder) != before
 
 
 def test_sharded_weights_are_all_listed(tmp_path):

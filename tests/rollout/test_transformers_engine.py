@@ -181,6 +181,21 @@ def test_a_student_whose_logits_are_nan_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_a_temperature_that_the_logits_do_not_stand_is_refused_in_one_line():
+    for top_p in (0.9, 1.0):
+        with pytest.raises(UserError, match="raise rollout.temperature") as error:
+            TransformersEngine(made_model(), 4).generate(made_prompts(4), range(4),
+                                                         settings(temperature=1e-40, top_p=top_p))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_the_least_temperature_of_the_config_gives_numbers(top_p):
+    least = settings(temperature=1e-3, top_p=top_p)
+    generations = TransformersEngine(made_model(), 4).generate(made_prompts(4), range(4), least)
+    assert np.isfinite(generations.sampling_log_probs).all()
+
+
 def test_deterministic_algorithms_are_enough():
     torch.use_deterministic_algorithms(True)
     try:

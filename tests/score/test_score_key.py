@@ -7,7 +7,8 @@ from pipeline.score.key import scoring_key, teacher_key
 
 CONFIG = {"run": "a", "student": {"path": "s"}, "teacher": {"path": "t"},
           "prompts": {"source": {"type": "file", "path": "p.jsonl"}}}
-DOCUMENT = {"teacher": {"fingerprint": "f" * 64, "tokenizer_hash": "1", "template_hash": None, "path": "t"},
+DOCUMENT = {"teacher": {"fingerprint": "f" * 64, "config_hash": "c", "tokenizer_hash": "1", "template_hash": None,
+                        "path": "t"},
             "vocabulary": {"shared": 300, "warnings": []}, "versions": {"transformers": "5.19.0", "torch": "2.13.0"}}
 
 
@@ -37,10 +38,22 @@ def test_another_checkpoint_of_the_student_changes_the_scoring_key_alone():
 
 @pytest.mark.parametrize("changes", [
     {"fingerprint": "e" * 64}, {"tokenizer_hash": "2"}, {"template_hash": "3"},
-    {"settings": ["teacher.dtype=bfloat16"]}, {"settings": ["teacher.attention=eager"]}])
+    {"config_hash": "d"}, {"settings": ["teacher.dtype=bfloat16"]}, {"settings": ["teacher.attention=eager"]}])
 def test_whatever_changes_the_teachers_numbers_changes_both_keys(changes):
     assert keys(**changes)[0] != keys()[0]
     assert keys(**changes)[1] != keys()[1]
+
+
+@pytest.mark.parametrize("name, other", [("torch", "2.12.0"), ("transformers", "5.18.0")])
+def test_another_version_of_what_computes_changes_both_keys_and_the_build_for_a_device_does_not(name, other):
+    config = RunConfig.model_validate(CONFIG)
+
+    def both(**versions):
+        document = {**DOCUMENT, "versions": {**DOCUMENT["versions"], **versions}}
+        return teacher_key(document, config), scoring_key(document, config, "a" * 64)[0]
+
+    assert all(mine != theirs for mine, theirs in zip(both(**{name: other}), both()))
+    assert both(torch="2.13.0+cpu") == both(torch="2.13.0+cu130") == both()
 
 
 @pytest.mark.parametrize("settings", [["score.batch_tokens=64"], ["score.head_rows=16"], ["teacher.path=elsewhere"],

@@ -1,7 +1,5 @@
-import torch
 import pytest
-from tests.score.dense_reference import as_table, dense_scores, make_rollouts
-from tests.score.families import FAMILIES, tiny
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -10,6 +8,8 @@ from pipeline.score.scorer import score_rollouts
 from storage import schemas
 from storage.codec import encode
 from storage.errors import IntegrityError, UserError
+from tests.score.dense_reference import as_table, dense_scores, make_rollouts
+from tests.score.families import FAMILIES, tiny
 
 LENGTHS = [(5, 9), (12, 20), (3, 1), (7, 14), (30, 2), (4, 26), (9, 0)]
 SCALARS = ("teacher_log_prob", "student_log_prob", "teacher_entropy", "student_entropy", "teacher_log_tail",

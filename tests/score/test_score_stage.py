@@ -108,6 +108,26 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(tmp_path):
     assert nothing_was_scored(context)
 
 
+def test_a_teacher_with_the_same_weights_and_another_config_is_refused(tmp_path):
+    context = make_context(tmp_path)
+    file = tmp_path / "teacher" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(config.items()))))  # another order of the keys is the same config
+    stage.run(context, 0)
+    stage._load_teacher.cache_clear()
+    file.write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(UserError, match=r"not the one that this run began with \(config.json [0-9a-f]{12}, expected"):
+        stage.run(context, 1)
+    assert context.round.pending("score") == [1]
+
+
+def test_every_file_of_the_student_but_its_optimizer_is_an_input(tmp_path):
+    context = make_context(tmp_path)
+    names = {key.rsplit("/", 1)[-1] for key in stage.run(context, 0).inputs if "/checkpoint=0/" in key}
+    kept = {file["key"].rsplit("/", 1)[-1] for file in context.document["student_checkpoint"]["files"]}
+    assert names == kept >= {"model.safetensors", "config.json", "tokenizer.json"}
+
+
 def test_a_starting_checkpoint_that_the_plan_does_not_name_is_refused(tmp_path):
     context = make_context(tmp_path)
     document = {**context.document}

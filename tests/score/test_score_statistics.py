@@ -1,11 +1,12 @@
 import math
 
-import torch
 import pytest
-from tests.score.dense_reference import dense_row, ordered_ids
-from hypothesis import given, settings, strategies as st
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.score.statistics import COLUMNS, LOWEST, rank, softmax_rows_, top_k
+from tests.score.dense_reference import dense_row, ordered_ids
 
 
 def padded(logits_RV: torch.Tensor) -> torch.Tensor:

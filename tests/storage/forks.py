@@ -20,7 +20,6 @@ from storage.disk import Disk, set_disk
 from storage.objects import LocalStore, open_store
 from storage.rounds import Round
 
-
 CHANGES = ("create", "write", "fsync", "link", "unlink", "mkdir")
 """Calls that change or sync anything: between two of them, all kills and failures are alike."""
 

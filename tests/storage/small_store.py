@@ -8,7 +8,14 @@ from safetensors.numpy import save_file
 
 from storage import layout, schemas
 from storage.rounds import (
-    Manifest, Plan, PlanShard, Round, create_run, parent_manifest, put_checkpoint, starting_checkpoint,
+    Manifest,
+    Plan,
+    PlanShard,
+    Round,
+    create_run,
+    parent_manifest,
+    put_checkpoint,
+    starting_checkpoint,
 )
 
 STAGE_TABLES = {"prompts": "prompts", "rollout": "rollouts", "score": "tokens", "mask": "mask", "train": "steps"}

@@ -1,7 +1,7 @@
 import pytest
 
 from storage.errors import IntegrityError, MissingObject, UserError
-from storage.objects import LocalStore, local_folder, local_path, open_store, store_exists
+from storage.objects import LocalStore, exists, local_path, open_store, store_exists
 
 HOSTILE_KEYS = ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a/./b", "a//b", "a/", ".hidden", "a/.tmp-1", "a\\b",
                 "a b", "a\nb", "a\x00b", "ä", "~", "a/~", "$HOME", "a;b", "s3://x/y", "a" * 201,
@@ -36,13 +36,12 @@ def test_deleting_is_done_once_or_twice_alike(store):
         store.get("a")
 
 
-def test_objects_and_folders_have_local_paths(store):
+def test_an_object_is_there_or_is_not_and_has_a_local_path(store):
     store.put_if_absent("a/b/c", b"1")
     assert local_path(store, "a/b/c").read_bytes() == b"1"
-    assert local_folder(store, "a/") == local_folder(store, "a") == store.root / "a"
-    for missing in (lambda: local_path(store, "a/x"), lambda: local_folder(store, "x/")):
-        with pytest.raises(MissingObject):
-            missing()
+    assert exists(store, "a/b/c") and not any(exists(store, key) for key in ("a/b", "a/b/c.d", "x"))
+    with pytest.raises(MissingObject):
+        local_path(store, "a/x")
 
 
 @pytest.mark.parametrize("key", HOSTILE_KEYS)

@@ -5,7 +5,14 @@ from storage import documents, layout
 from storage.errors import IntegrityError, UserError
 from storage.objects import open_store
 from storage.rounds import (
-    Round, committed_rounds, create_run, list_runs, local_checkpoint, put_checkpoint, read_run, starting_checkpoint,
+    Round,
+    committed_rounds,
+    create_run,
+    list_runs,
+    local_checkpoint,
+    put_checkpoint,
+    read_run,
+    starting_checkpoint,
 )
 from storage.snapshot import take_snapshot
 
@@ -159,7 +166,7 @@ def test_the_fingerprint_is_of_the_weights_alone_and_the_folder_of_all(store, tm
 def test_a_model_without_safetensors_is_refused(store, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="holds no .safetensors weights"):
+    with pytest.raises(UserError, match="pickled weights only .pytorch_model.bin."):
         put_checkpoint(store, "r", 0, tmp_path / "m")
     with pytest.raises(UserError, match="is not a folder"):
         put_checkpoint(store, "r", 0, tmp_path / "nowhere")

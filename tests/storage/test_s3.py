@@ -14,25 +14,31 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from small_store import contents, make_run, play_round, table
 from werkzeug.serving import make_server
 
-from storage import s3
-from storage.errors import MissingObject, UserError
+from storage import s3, scratch
+from storage.errors import IntegrityError, MissingObject, UserError
 from storage.lineage import lineage
-from storage.objects import local_folder, local_path, open_store, store_exists
-from storage.rounds import Round, list_runs, local_checkpoint, starting_checkpoint
+from storage.objects import exists, local_path, open_store, store_exists
+from storage.rounds import Round, committed_rounds, list_runs, local_checkpoint, starting_checkpoint
 from storage.snapshot import take_snapshot
 from storage.verify import verify
 
 
 class Server:
-    """moto as one WSGI application; `fail(n)` says whether the n-th request is answered 500 after it was done."""
+    """moto as one WSGI application; `fail(n)` says whether the n-th request is answered 500 after it was done.
+
+    `fetched` are the paths of all GETs, a bucket's for its lists.
+    """
 
     def __init__(self):
         self.moto = DomainDispatcherApplication(create_backend_app)
         self.lock, self.requests, self.fail = threading.Lock(), 0, None
+        self.fetched = []
 
     def __call__(self, environ, start_response):
         with self.lock:
             self.requests += 1
+            if environ["REQUEST_METHOD"] == "GET":
+                self.fetched.append(environ["PATH_INFO"])
             if self._completes_what_is_there(environ):
                 start_response("412 Precondition Failed", [("Content-Type", "application/xml")])
                 return [b"<Error><Code>PreconditionFailed</Code><Condition>If-None-Match</Condition></Error>"]
@@ -89,7 +95,7 @@ def test_objects_are_put_once_got_listed_and_deleted(store, tmp_path):
     assert store.folders() == ["run=a"] and store.folders("run=a/") == ["c"] and store.folders("nothing/") == []
     store.delete("run=a/b")
     store.delete("run=a/b")
-    for missing in (lambda: store.get("run=a/b"), lambda: local_path(store, "x"), lambda: local_folder(store, "x")):
+    for missing in (lambda: store.get("run=a/b"), lambda: local_path(store, "x")):
         with pytest.raises(MissingObject):
             missing()
 
@@ -97,8 +103,8 @@ def test_objects_are_put_once_got_listed_and_deleted(store, tmp_path):
 def test_local_copies_have_the_objects_bytes(store):
     store.put_if_absent("a/b/c", b"1")
     store.put_if_absent("a/d", b"2")
-    folder = local_folder(store, "a")
-    assert (folder / "b" / "c").read_bytes() == b"1" and local_path(store, "a/d") == folder / "d"
+    first, second = (local_path(store, key) for key in ("a/b/c", "a/d"))
+    assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2") and first.parents[1] == second.parent
 
 
 def test_a_large_object_is_put_in_parts_and_still_only_once(store, tmp_path, monkeypatch):
@@ -131,6 +137,38 @@ def test_a_round_on_s3_has_the_bytes_of_a_round_on_disk(store, tmp_path, memory_
     assert (local_checkpoint(store, starting_checkpoint(store, "r", 1)) / "model.safetensors").is_file()
     assert verify(store) == [] and take_snapshot(store).rounds() == [("r", 0, True)] and list_runs(store) == ["r"]
     assert len(lineage(store, starting_checkpoint(store, "r", 1).fingerprint)["rounds"]) == 1
+
+
+def test_the_optimizer_is_fetched_only_where_it_is_read(store, server, tmp_path):
+    make_run(store, "r", tmp_path / "base")
+    files = starting_checkpoint(store, "r", 0)
+    scratch.scratch_folder.cache_clear()  # as another process: nothing is here yet
+    server.fetched.clear()
+    folder = local_checkpoint(store, files)
+    assert sorted(path.name for path in folder.iterdir()) == ["chat_template.jinja", "config.json", "model.safetensors"]
+    assert any("/model.safetensors" in path for path in server.fetched)
+    assert not any("/optimizer.safetensors" in path for path in server.fetched)
+    assert (local_checkpoint(store, files, optimizer=True) / "optimizer.safetensors").is_file()
+    assert any("/optimizer.safetensors" in path for path in server.fetched)
+
+
+def test_a_file_planted_in_a_checkpoint_is_found_without_being_fetched(store, server, tmp_path):
+    make_run(store, "r", tmp_path / "base")
+    files = starting_checkpoint(store, "r", 0)
+    store.put_if_absent(files.prefix + "adapter_model.safetensors", b"planted")
+    server.fetched.clear()
+    with pytest.raises(IntegrityError, match="adapter_model.safetensors lies in a checkpoint that does not name it"):
+        local_checkpoint(store, files)
+    assert not any("adapter" in path for path in server.fetched)
+
+
+def test_whether_a_document_is_there_is_asked_without_its_bytes(store, server, tmp_path):
+    make_run(store, "r", tmp_path / "base")
+    play_round(store, "r", 0, tmp_path)
+    server.fetched.clear()
+    assert list_runs(store) == ["r"] and committed_rounds(store, "r") == [0] and Round(store, "r", 0).planned()
+    assert not exists(store, "run=r/run.jso") and not exists(store, "run=r") and not exists(store, "run=q/run.json")
+    assert not any(path.endswith(".json") for path in server.fetched)
 
 
 def test_a_server_that_does_its_work_and_then_answers_500_does_no_harm(store, server, tmp_path):

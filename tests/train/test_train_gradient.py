@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTNeoXJapaneseConfig, OPTConfig, Qwen2Config
 
 from pipeline import objectives
 from pipeline.config.model import SampledToken, TailBucketTopK, TeacherTopKLsm, Train
@@ -13,15 +14,17 @@ from pipeline.train.probe import Probe
 from pipeline.train.reader import join
 from pipeline.train.student import Student
 from pipeline.train.trainer import Trainer
+from storage.errors import UserError
 from tests.train.tables import made_up_round, tiny_model
 
 CONFIGS = {"teacher_topk_lsm": TeacherTopKLsm(), "tail_bucket_topk": TailBucketTopK(), "sampled_token": SampledToken()}
 
 
-def trainer_of(tables, model, objective, precision: str = "float32", **settings) -> Trainer:
-    student = Student(model, precision=precision)
+def trainer_of(tables, model, objective, **settings) -> Trainer:
+    settings = Train(**settings)
+    student = Student(model, precision=settings.precision, gradient_checkpointing=settings.gradient_checkpointing)
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    return Trainer(student, optimizer, objectives.build(objective), Train(precision=precision, **settings),
+    return Trainer(student, optimizer, objectives.build(objective, settings.reduction), settings,
                    join(*tables, "here"), grid=32)
 
 
@@ -51,21 +54,26 @@ def sampled(log_p_V, row) -> torch.Tensor:
 REFERENCES = {"teacher_topk_lsm": lsm, "tail_bucket_topk": tail_bucket, "sampled_token": sampled}
 
 
-def reference(tables, model, objective: str, rollouts, denominator: str = "unmasked") -> tuple[float, dict]:
-    """(loss per unmasked token, gradient by name) of a plain loop with plain autograd."""
+def reference(tables, model, objective: str, rollouts, mean_of: str = "unmasked") -> tuple[float, dict]:
+    """(loss, gradient by name) of a plain loop with plain autograd: the mean over unmasked or all tokens, or over
+    rollouts."""
     model = copy.deepcopy(model).double()
     all_rollouts, tokens, mask = (table.to_pylist() for table in tables)
-    total, unmasked, count = 0.0, 0, 0
+    means, total, unmasked, count = [], 0.0, 0, 0
     for i in rollouts:
+        losses = []
         prompt, response = all_rollouts[i]["prompt_tokens"], all_rollouts[i]["response_tokens"]
         log_p_TV = model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
         for row, masked in zip(tokens, mask):
             if row["rollout_id"] == all_rollouts[i]["rollout_id"]:
                 loss = REFERENCES[objective](log_p_TV[len(prompt) + row["position"] - 1], row)
-                total = total + masked["weight"] * loss
-                unmasked, count = unmasked + (masked["weight"] != 0), count + 1
-    (total / (unmasked if denominator == "unmasked" else count)).backward()
-    return total.item() / unmasked, {name: parameter.grad for name, parameter in model.named_parameters()}
+                losses += [masked["weight"] * loss] * (masked["weight"] != 0)
+                count += 1
+        total, unmasked = total + sum(losses), unmasked + len(losses)
+        means += [sum(losses) / len(losses)] if losses else []
+    value = {"unmasked": total / unmasked, "all": total / count, "rollouts": sum(means) / len(means)}[mean_of]
+    value.backward()
+    return value.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def far_apart(found: dict, expected: dict) -> float:
@@ -106,6 +114,59 @@ def test_the_denominator_may_be_all_tokens(tables):
     trainer = trainer_of(tables, model, TeacherTopKLsm(), denominator="all")
     assert far_apart(gradient(trainer, rollouts), expected) < 1e-5
     assert trainer.step(rollouts)["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 10_000])
+def test_the_reduction_may_be_the_mean_over_rollouts(tables, micro_batch_tokens):
+    model, rollouts = moved(), np.arange(9)
+    loss, expected = reference(tables, model, "teacher_topk_lsm", rollouts, "rollouts")
+    trainer = trainer_of(tables, model, TeacherTopKLsm(), reduction="sequence_mean",
+                         micro_batch_tokens=micro_batch_tokens)
+    assert far_apart(gradient(trainer, rollouts), expected) < 1e-5
+    assert trainer.step(rollouts)["loss"] == pytest.approx(loss, rel=1e-5)
+    assert loss != pytest.approx(reference(tables, model, "teacher_topk_lsm", rollouts)[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_gradient_checkpointing_computes_layers_twice_and_the_same_gradient(tables, objective, precision):
+    found = []
+    for on in (False, True):
+        model = moved()
+        trainer = trainer_of(tables, model, CONFIGS[objective], precision=precision, gradient_checkpointing=on,
+                             micro_batch_tokens=40)
+        calls = []
+        model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        found.append(gradient(trainer, np.arange(9)))
+        works, _ = trainer.prepare_step(np.arange(9))
+        assert len(calls) == len(works) * (2 if on else 1) > 1
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_gradient_checkpointing_leaves_dropout_off():
+    """Of layers that hold modules with dropout, and of layers that apply it themselves."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=48, num_hidden_layers=2, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    for config in (OPTConfig(**shape, hidden_size=16, ffn_dim=32, num_attention_heads=2, word_embed_proj_dim=16,
+                             dropout=0.5, attention_dropout=0.5),
+                   Qwen2Config(**shape, hidden_size=16, intermediate_size=32, num_attention_heads=2,
+                               num_key_value_heads=1, attention_dropout=0.5)):
+        model, ids_BT = AutoModelForCausalLM.from_config(config), torch.arange(14).view(2, 7)
+        gradients = []
+        for on in (False, True):
+            student = Student(copy.deepcopy(model), gradient_checkpointing=on)
+            student.hidden(ids_BT).square().sum().backward()
+            gradients.append({name: p.grad for name, p in student.model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
+        assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items())
+
+
+def test_a_model_whose_layers_cannot_be_computed_again_is_refused_in_one_line():
+    model = AutoModelForCausalLM.from_config(GPTNeoXJapaneseConfig(
+        vocab_size=48, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_multiple_size=2))
+    with pytest.raises(UserError, match="set train.gradient_checkpointing = false") as caught:
+        Student(model, gradient_checkpointing=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_padding_row_of_the_embedding_gets_no_input_gradient_as_in_the_model_itself(tables):

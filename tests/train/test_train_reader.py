@@ -26,10 +26,6 @@ def replaced(table: pa.Table, column: str, row: int, value) -> pa.Table:
                             pa.array(values, table.schema.field(column).type))
 
 
-def test_ranges_are_the_concatenated_ranges():
-    assert ranges(np.array([5, 0, 7]), np.array([2, 0, 3])).tolist() == [5, 6, 7, 8, 9]
-
-
 def test_rows_sequences_and_hidden_positions_are_those_of_a_loop_over_rollouts(tables):
     data = join(*tables, "here")
     row = 0

@@ -1,5 +1,6 @@
 """The train stage over a real store: same inputs, same bytes; damaged or foreign inputs, nothing written."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -114,6 +115,28 @@ def test_two_runs_write_the_same_bytes_in_one_process_and_in_another(store, tmp_
     subprocess.run([sys.executable, "-c", TRAIN_HERE, str(copies[1])], check=True, env=environment)
     first, same, other = (everything(copy) for copy in (store, *copies))
     assert first == same == other
+
+
+def trained_with(store: Path, folder: Path, section: str, **changes) -> Receipt:
+    """The stage on a copy of `store`, with other keys in one section of the config."""
+    context = open_context(str(shutil.copytree(store, folder)), "tiny", 0)
+    changed = getattr(context.config, section).model_copy(update=changes)
+    return stage.run(dataclasses.replace(context, config=context.config.model_copy(update={section: changed})))
+
+
+def test_gradient_checkpointing_ends_with_the_same_bytes(store, tmp_path):
+    receipt = trained_with(store, tmp_path / "checkpointed", "train", gradient_checkpointing=True)
+    assert receipt == train(store)
+
+
+def test_a_student_with_flash_attention_is_trained_with_sdpa(store, tmp_path):
+    receipt = trained_with(store, tmp_path / "flash", "student", attention="flash_attention_2")
+    assert receipt == train(store)
+
+
+def test_the_sequence_mean_of_the_config_ends_with_another_student(store, tmp_path):
+    receipt = trained_with(store, tmp_path / "sequence-mean", "train", reduction="sequence_mean")
+    assert receipt.checkpoint.fingerprint != train(store).checkpoint.fingerprint
 
 
 def test_a_damaged_shard_or_weight_is_refused_and_nothing_is_written(store):
