@@ -15,8 +15,9 @@ test: .venv/installed
 	$(BIN)/python -m pytest tests
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/support_head.py
-	$(BIN)/python benchmarks/cache_layout.py
+	$(BIN)/python -m benchmarks.support_head
+	$(BIN)/python -m benchmarks.cache_layout
+	$(BIN)/python -m benchmarks.scorer
 
 # torch goes first and alone: where its CPU build is at hand it is taken, and nothing later replaces it.
 .venv/installed: pyproject.toml constraints.txt

@@ -36,8 +36,13 @@ def distill_round(store: str, run: str, number: int, progress_for: Callable[[str
 
 
 def play_shards(where: dict, stage: str, shards: list[int], progress_for: Callable[[str], OnProgress]) -> list[dict]:
-    """Compute `shards` of one stage in one child, one after the other."""
+    """Compute `shards` of one stage in one child, one after the other, under one progress bar."""
+    update = progress_for(f"round {where['number']} {stage}")
     with Child() as child:
-        return [child.call("shard", progress_for(f"round {where['number']} {stage} {at}/{len(shards)}"),
-                           stage=stage, shard=shard, **where)
+        return [child.call("shard", within_shard(update, at, len(shards)), stage=stage, shard=shard, **where)
                 for at, shard in enumerate(shards, 1)]
+
+
+def within_shard(update: OnProgress, at: int, shards: int) -> OnProgress:
+    """A callback that says at which shard the stage is, before what the shard says of itself."""
+    return lambda what, done, total: update(f"{at}/{shards} {what}", done, total)

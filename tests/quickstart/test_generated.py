@@ -31,8 +31,8 @@ def test_each_line_of_a_scratch_pad_is_true_and_its_columns_give_the_result(a, b
     a, b = (a, b) if operator == "+" or a >= b else (b, a)
     columns = [line.split("=") for line in scratch_pad(operator, a, b).splitlines()[1:]]
     for left, right in columns:
-        first, *others = map(int, re.findall(r"\d+", left))
-        assert int(right) == (first + sum(others) if operator == "+" else first - sum(others))
+        assert re.fullmatch(rf"\d\{operator}\d\{operator}[01](\+10)?", left)
+        assert int(right) == sum(map(int, re.findall(r"[+-]?\d+", left)))
     result = sum(int(right[-1]) * 10 ** place for place, (_, right) in enumerate(columns))
     result += (len(columns[-1][1]) == 2) * 10 ** len(columns)
     assert result == (a + b if operator == "+" else a - b)
