@@ -1,0 +1,61 @@
+"""The config's keys and the command line are public: changing them is done on purpose, here too."""
+
+import argparse
+
+from flows.cli import parser
+from pipeline.config.load import section_models
+from pipeline.config.model import RunConfig
+
+KEYS = """
+run store rounds seed threads
+student.path student.revision student.dtype student.attention student.trust_remote_code
+teacher.path teacher.revision teacher.dtype teacher.attention teacher.trust_remote_code
+prompts.source<hub>.name prompts.source<hub>.subset prompts.source<hub>.split prompts.source<hub>.revision
+prompts.source<hub>.question prompts.source<hub>.answer prompts.source<hub>.solution prompts.source<hub>.limit
+prompts.source<file>.path prompts.source<file>.name prompts.source<file>.question prompts.source<file>.answer
+prompts.source<file>.solution prompts.source<file>.limit
+prompts.source<generated>.generator prompts.source<generated>.problems prompts.source<generated>.seed
+prompts.source<generated>.split
+prompts.task prompts.template prompts.system prompts.per_round prompts.per_shard prompts.max_prompt_tokens
+rollout.engine<transformers>.batch_size
+rollout.samples rollout.temperature rollout.top_p rollout.max_new_tokens
+score.teacher_top_k score.student_top_k score.student_log_probs_at_teacher_topk score.grid score.batch_tokens
+score.head_rows
+mask<special_tokens>.tokens mask<special_tokens>.occurrences
+mask<detector>.max_log_ratio mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
+objective<teacher_topk_lsm>.k objective<tail_bucket_topk>.k
+train.learning_rate train.warmup_steps train.rollouts_per_step train.epochs train.micro_batch_tokens train.beta1
+train.beta2 train.eps train.weight_decay train.max_grad_norm train.precision train.gradient_checkpointing
+train.reduction train.denominator
+"""
+
+STAGE = "--json --round --run --shard --store"
+COMMANDS = {
+    "quickstart": "--json --set config", "init": "--prompts --student --teacher file", "doctor": "--json --store",
+    "run": "--dry-run --json --no-prefect --set config", "start": "--json --set config",
+    "prompts": STAGE, "rollout": STAGE, "score": STAGE, "mask": STAGE, "train": STAGE,
+    "sql": "--committed --json --run --store query", "verify": "--json --run --store",
+    "lineage": "--json --store checkpoint",
+}
+
+
+def keys(model, prefix: str = ""):
+    """Dotted keys of a section; a union's member as <type>."""
+    for name, field in model.model_fields.items():
+        options = section_models(field.annotation)
+        if not options and name != "type":
+            yield prefix + name
+        for option in options:
+            tag = f"<{option.model_fields['type'].default}>" if "type" in option.model_fields else ""
+            yield from keys(option, f"{prefix}{name}{tag}.")
+
+
+def test_the_configs_keys_are_these():
+    assert list(keys(RunConfig)) == KEYS.split()
+
+
+def test_the_commands_and_their_options_are_these():
+    (verbs,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    found = {name: sorted((action.option_strings or [action.dest])[-1] for action in verb._actions)
+             for name, verb in verbs.choices.items()}
+    assert found == {name: sorted(["--debug", "--help", *options.split()]) for name, options in COMMANDS.items()}
