@@ -4,7 +4,7 @@
 --   teacher_ids: token ids of the teacher's top-K, descending
 --   student_ids: token ids of the student's top-k, descending
 --   log_probs: nats, that model's at student_ids
---   (result): share of 1
+--   (result): share of 1, up to the error of the grid that log_probs lie on
 CREATE MACRO overlap_mass(teacher_ids, student_ids, log_probs) AS
     list_sum(list_transform(in_overlap(teacher_ids, student_ids),
                             lambda shared, i: if(shared, exp(log_probs[i]::DOUBLE), 0)));

@@ -23,7 +23,7 @@
 --   not_in_topk_ratio: share of sampled tokens outside the teacher's top-K
 --   overlap_ratio: share of 1, mean of |S^p & S^q| / k
 --   overlap_mass_student: share of 1, mean mass of the student on S^p & S^q
---   overlap_mass_teacher: share of 1, mean mass of the teacher on S^p & S^q
+--   overlap_mass_teacher: share of 1, mean mass of the teacher on S^p & S^q; on the grid, 1 may read 1.0002
 --   overlap_token_advantage: nats, mean over S^p & S^q of p-(log q- - log p-), renormalised there
 --   train_rollout_logprob_abs_diff: nats, mean of |student_log_prob - rollout_log_prob|
 --   masked_share: share of tokens with weight 0
