@@ -1,7 +1,7 @@
 """Checks of the scores in SQL (sql/checks): each finds one way in which a teacher can be silent, before training.
 
     refuse_silent_round(snapshot, run, number)          from files, however large the round is
-    refuse_silent_teacher(rollouts, tokens)             from tables at hand
+    refuse(check_scores(rollouts, tokens))              from tables at hand
 
 A check returns no row while all is well, else one row per round: how many tokens, and what is wrong, on one line.
 """
@@ -51,18 +51,14 @@ def check_scores(rollouts: pa.Table, tokens: pa.Table, *, run: str = "run", numb
         return failed_checks(connection)
 
 
-def refuse_silent_teacher(rollouts: pa.Table, tokens: pa.Table, *, run: str = "run", number: int = 0) -> None:
-    """Raise UserError, naming the first failure, unless the scores pass every check."""
-    _refuse(check_scores(rollouts, tokens, run=run, number=number))
-
-
 def refuse_silent_round(snapshot: Snapshot, run: str, number: int) -> None:
-    """The same for a round whose shards are all scored; their sizes and hashes are checked too."""
+    """Raise UserError unless a round whose shards are all scored passes; their sizes and hashes are checked too."""
     with connect(snapshot.store, snapshot.only(run, number), verified=True) as connection:
-        _refuse(failed_checks(connection))
+        refuse(failed_checks(connection))
 
 
-def _refuse(failures: Sequence[Failure]) -> None:
+def refuse(failures: Sequence[Failure]) -> None:
+    """Raise UserError, naming the first failure, if there is one."""
     if failures:
         more = f" (and {len(failures) - 1} more checks)" if len(failures) > 1 else ""
         raise UserError(f"{failures[0].line}{more}; training is refused: check the teacher and score again")

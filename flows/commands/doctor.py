@@ -74,8 +74,9 @@ def data():
     folder = os.environ.get("OPD_DATA_DIR")
     if not folder:
         return "ok", "data", "OPD_DATA_DIR is not set: data sets come from the hub"
-    files = len(list(Path(folder).glob("*.*"))) if Path(folder).is_dir() else None
-    return ("ok", "data", f"OPD_DATA_DIR: {files} files") if files else ("bad", "data", "OPD_DATA_DIR: no such folder")
+    if not Path(folder).is_dir():
+        return "bad", "data", "OPD_DATA_DIR names no folder"
+    return "ok", "data", f"OPD_DATA_DIR holds {len(list(Path(folder).glob('*.*')))} files"
 
 
 def prefect():
@@ -89,7 +90,8 @@ def prefect():
     if loopback or guarded:
         yield "ok", "prefect api", url
     else:
-        yield "note", "prefect api", f"{url} answers anyone: set server and client PREFECT_SERVER_API_AUTH_STRING"
+        yield ("note", "prefect api", f"{url} answers anyone: set PREFECT_SERVER_API_AUTH_STRING there and "
+                                      "PREFECT_API_AUTH_STRING here")
 
 
 def _version(name: str, least: str, level: str, what_for: str):

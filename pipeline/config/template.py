@@ -7,8 +7,6 @@ from pydantic import BaseModel
 from pipeline.config.load import section_models
 from pipeline.config.model import RunConfig
 
-WIDTH = 118
-
 
 def to_toml(document: dict, *, comments: bool = False) -> str:
     """`document` (a RunConfig as plain data) as TOML; with `comments`, each key's documentation above it."""

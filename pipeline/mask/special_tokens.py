@@ -7,7 +7,6 @@ The teacher of another family finds `<`, `think` or `<|im_end|>` impossible wher
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.model import SpecialTokens
 from pipeline.mask.marks import Marks, zero
 from storage.errors import UserError
 
@@ -26,11 +25,6 @@ def mark(tokens: pa.Table, ids: dict[str, int], occurrences: str) -> Marks:
         found = [rows[np.unique(rollouts_N[rows], return_index=True)[1]] for rows in found]
     reasons_M = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
     return zero(np.concatenate([np.empty(0, np.int64), *found]), reasons_M, [f"special_token:{text}" for text in ids])
-
-
-def settings_ids(settings: SpecialTokens, tokenizer) -> dict[str, int]:
-    """The ids of a [[mask]] section's tokens."""
-    return resolve(settings.tokens, tokenizer)
 
 
 def _token_id(text: str, tokenizer, vocabulary: dict[str, int]) -> int:

@@ -11,7 +11,7 @@ from pipeline.context import RoundContext
 from pipeline.models import config_hash, device, fingerprint, load_model, pinned, resolve
 from pipeline.provenance import check_tokens, check_writer, planned_checkpoint
 from pipeline.score.gates import check_scores
-from pipeline.score.key import scoring_key
+from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.scorer import score_rollouts
 from storage.errors import UserError
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
@@ -33,6 +33,7 @@ def run(context: RoundContext, shard: int) -> Receipt:
     student_files = {file.key: file.sha256 for file in checkpoint.files
                      if not is_optimizer(file.key.rsplit("/", 1)[-1])}
     facts = {"rollouts": len(rollouts), "scoring_key": full_key,
+             "teacher_key": teacher_key(context.document, context.config),
              "environment_tokens": len(rollouts["response_tokens"].combine_chunks().flatten()) - len(scores)}
     return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts,
                                 inputs=context.round.input_files("rollout", shard) | student_files)

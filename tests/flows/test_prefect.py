@@ -67,6 +67,26 @@ def test_a_users_error_is_not_retried(prefect, tmp_path):
     assert [each["run_count"] for each in prefect.call("/task_runs/filter", wanted)] == [1]
 
 
+def test_a_shard_whose_child_is_killed_is_retried_and_the_round_commits(prefect, tmp_path):
+    config = make_tiny(tmp_path, run="'retried'", rounds=1, **{"rollout.max_new_tokens": 600})
+    run = subprocess.Popen([sys.executable, "-m", "flows.cli", "run", str(config)], env=prefect.environment)
+    receipts = tmp_path / "store/run=retried/round=0/receipts"
+    wait_for(lambda: (receipts / "rollout-0.json").exists())
+    os.kill(stage_child(run.pid), signal.SIGKILL)
+    assert run.wait(120) == 0
+    wanted = {"flow_runs": {"id": {"any_": round_flow_runs(prefect, "retried", 0)}},
+              "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    wait_for(lambda: len(prefect.call("/task_runs/filter", wanted)) == len(SHARDS) + 1, 30)
+    again = [each["name"] for each in prefect.call("/task_runs/filter", wanted) if each["run_count"] == 2]
+    assert len(again) == 1 and again[0].startswith("rollout")
+
+
+def stage_child(pid: int) -> int:
+    """The process that computes: the one child of the fork server that `pid` started."""
+    (child,) = (grandchild for child in children(pid) for grandchild in children(child))
+    return child
+
+
 def start_worker(prefect, log: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pool", "--type", "process"]
     with log.open("ab") as file:
@@ -80,10 +100,14 @@ def wait_for(what, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
+    return [int(each) for each in found]
+
+
 def descendants(pid: int) -> list[int]:
     """Processes started by `pid` and by those."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
-    return [each for child in map(int, found) for each in (child, *descendants(child))]
+    return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
 def kill_all(process: subprocess.Popen) -> None:

@@ -9,7 +9,7 @@ from pipeline.config import RunConfig, apply_settings
 from pipeline.context import RoundContext
 from pipeline.models import load_model, load_tokenizer, model_facts, vocabulary_agreement
 from pipeline.score import stage
-from pipeline.score.key import scoring_key
+from pipeline.score.key import scoring_key, teacher_key
 from pipeline.start import versions
 from storage import schemas
 from storage.checkpoints import weights_fingerprint
@@ -69,7 +69,8 @@ def test_a_shard_is_scored_finished_and_equal_to_the_dense_reference(tmp_path):
     table = context.round.read("score", 0)
     full, short = scoring_key(context.document, context.config, context.round.plan().checkpoint)
     assert f"/tokens/scores={short}/" in receipt.file.key
-    assert receipt.facts == {"rollouts": 4, "environment_tokens": 3, "scoring_key": full}
+    assert receipt.facts == {"rollouts": 4, "environment_tokens": 3, "scoring_key": full,
+                             "teacher_key": teacher_key(context.document, context.config)}
     assert receipt.inputs.keys() >= context.round.input_files("rollout", 0).keys()
     rollouts = make_rollouts(LENGTHS, context.document["vocabulary"]["shared"])
     expected = dense_scores(rollouts, load_model(tmp_path / "student").double(),

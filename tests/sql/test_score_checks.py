@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from storage import catalog
-from storage.checks import CHECKS, check_scores, failed_checks, refuse_silent_teacher
+from storage.checks import CHECKS, check_scores, failed_checks, refuse
 from storage.errors import UserError
 from storage.objects import open_store
 from storage.snapshot import take_snapshot
@@ -149,8 +149,8 @@ def test_the_refusal_is_one_line_that_names_round_and_check():
     rollouts, tokens = scored(teacher_log_prob=np.zeros(COUNT))
     line = r"^scores of round 4 of night fail the check all_zeros: .* \(and .* more checks?\)"
     with pytest.raises(UserError, match=line):
-        refuse_silent_teacher(rollouts, tokens, run="night", number=4)
-    refuse_silent_teacher(*scored(), run="night", number=4)
+        refuse(check_scores(rollouts, tokens, run="night", number=4))
+    refuse(check_scores(*scored(), run="night", number=4))
 
 
 def test_a_catalog_can_be_asked_for_named_checks(tmp_path):

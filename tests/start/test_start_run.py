@@ -69,12 +69,15 @@ def test_other_versions_of_what_computes_nothing_and_builds_for_a_device_are_let
 # --- threads ---
 
 
-def test_null_threads_are_recorded_as_what_they_were_and_kept_on_another_host(config, monkeypatch):
+def test_null_threads_are_recorded_as_what_they_were_and_kept_on_another_host(config):
     assert config.threads is None
     recorded = open_context(config.store, config.run, 0).config.threads
     assert recorded == torch.get_num_threads()
-    monkeypatch.setattr(start, "default_threads", lambda: recorded + 1)
-    assert start.start_run(config)["config"]["threads"] == recorded
+    torch.set_num_threads(recorded + 1)  # what another host would have
+    try:
+        assert start.start_run(config)["config"]["threads"] == recorded
+    finally:
+        torch.set_num_threads(recorded)
     other = config.model_copy(update={"threads": recorded + 1})
     assert refusal(start.start_run, other).startswith("run tiny exists with another threads")
 
