@@ -24,10 +24,10 @@ from storage.errors import ConfigError, IntegrityError, OpdError, UserError
 
 PRELOADED = [
     "flows.jobs", "pipeline.prompts.stage", "pipeline.rollout.stage", "pipeline.score.stage", "pipeline.mask.stage",
-    "pipeline.train.stage", "pyarrow.parquet", "torch._dynamo", "transformers.generation.utils",
-    "transformers.modeling_layers", "transformers.modeling_utils", "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto", "transformers.models.qwen2.modeling_qwen2",
-    "transformers.processing_utils",
+    "pipeline.train.stage", "pipeline.evaluate.stage", "pyarrow.parquet", "torch._dynamo",
+    "transformers.generation.utils", "transformers.modeling_layers", "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen2.modeling_qwen2", "transformers.processing_utils",
 ]
 """`import transformers` alone is lazy: without its parts every child would spend 4 s on them (with: 0.1 s)."""
 FAMILIES = {"config": ConfigError, "user": UserError, "integrity": IntegrityError, "product": OpdError}

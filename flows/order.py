@@ -1,6 +1,7 @@
 """The order of a round and of a run, for anybody who can play a shard: with Prefect or without.
 
-A round is: plan, then prompts, rollout, score, mask, train, each shard by shard and committed, then the manifest.
+A round is: plan, then prompts, rollout, score, mask, train, evaluate, each shard by shard and committed, then the
+manifest.
 What has a receipt is not played again, so the same call starts a round, resumes it, or finds it finished.
 """
 
@@ -23,9 +24,11 @@ def play_round(round: Round, plan: Callable[[], None], play_stage: PlayStage) ->
     if not round.planned():
         plan()
     for stage in STAGES:
-        if not round.stage_committed(stage):
-            play_stage(stage, round.pending(stage))
-            round.commit_stage(stage)
+        if round.stage_committed(stage):
+            continue
+        if pending := round.pending(stage):
+            play_stage(stage, pending)
+        round.commit_stage(stage)
     return commit_round(round)
 
 

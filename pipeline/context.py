@@ -28,6 +28,8 @@ class RoundContext:
     """run.json: resolved config, versions, model fingerprints."""
     round: Round
     progress: Progress = field(default=silent)
+    notes: dict = field(default_factory=dict)
+    """What a stage wants in its shard's timings: facts of this execution, which no hash covers."""
 
 
 def open_context(store_url: str, run: str, number: int, progress: Progress = silent) -> RoundContext:

@@ -1,12 +1,16 @@
-"""Whether a round's checkpoint, rollouts and tokens are those that it was planned for: checked before they are used."""
+"""Whether a round's checkpoint, teacher, rollouts and tokens are those that it was planned for: checked before use."""
+
+from functools import lru_cache
 
 import pyarrow as pa
 
+from pipeline.config.model import Model
 from pipeline.context import RoundContext
+from pipeline.models import config_hash, fingerprint, resolve
 from pipeline.ragged import Ragged
 from pipeline.tokens import token_hash
 from storage.checkpoints import weights_fingerprint
-from storage.errors import IntegrityError
+from storage.errors import IntegrityError, UserError
 from storage.records import CheckpointFiles
 from storage.rounds import starting_checkpoint
 
@@ -20,6 +24,22 @@ def planned_checkpoint(context: RoundContext) -> CheckpointFiles:
                              f"{start.prefix} is {start.fingerprint[:12]} with files of {listed[:12]}: run "
                              "`opd verify`", "stale")
     return start
+
+
+def check_teacher(model: Model, facts: dict) -> None:
+    """Raise UserError unless `model` has the weights and the config.json that run.json records (`facts`)."""
+    _check_teacher(model, facts["fingerprint"], facts["config_hash"])
+
+
+@lru_cache(maxsize=1)
+def _check_teacher(model: Model, weights: str, config: str) -> None:
+    """Once per process: hashing the weights of a large teacher takes a minute."""
+    folder = resolve(model)
+    for what, found, expected in (("weights", fingerprint(folder), weights),
+                                  ("config.json", config_hash(folder), config)):
+        if found != expected:
+            raise UserError(f"teacher {model.path} is not the one that this run began with ({what} {found[:12]}, "
+                            f"expected {expected[:12]}): restore it, or start another run")
 
 
 def check_tokens(rollouts: pa.Table, where: str) -> None:

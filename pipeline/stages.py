@@ -16,8 +16,8 @@ from storage.rounds import Manifest, Receipt, Round, StageCommit, committed_roun
 
 NEEDS_SHARD = {"rollout": "prompts", "score": "rollout"}
 """A shard of the key reads the same shard of the value."""
-NEEDS_ALL = {"mask": "score", "train": "mask"}
-"""The key reads every shard of the value: the detector and SQL masks see a whole round."""
+NEEDS_ALL = {"mask": "score", "train": "mask", "evaluate": "train"}
+"""The key reads every shard of the value: the detector and SQL masks see a whole round. A round is evaluated last."""
 
 
 def check_round(round: Round) -> None:
@@ -45,11 +45,12 @@ def run_shard(context: RoundContext, stage: str, shard: int) -> Receipt:
     if done:
         return done
     _check_inputs(context.round, stage, shard)
-    module = importlib.import_module(f"pipeline.{stage}.stage")
+    module = importlib.import_module(f"pipeline.{stage}.stage")  # the stages' names are the rooms' names
     start = time.perf_counter()
+    context.notes.clear()
     receipt = module.run(context, shard)
     context.round.note_timing(stage, shard, {"seconds": time.perf_counter() - start, "rows": receipt.file.rows,
-                                             "host": platform.node(), "pid": os.getpid()})
+                                             "host": platform.node(), "pid": os.getpid(), **context.notes})
     return receipt
 
 
@@ -64,6 +65,14 @@ def commit_round(round: Round) -> Manifest:
         if not round.stage_committed(stage):
             round.commit_stage(stage)
     return round.commit()
+
+
+def commit_finished(round: Round, stage: str) -> bool:
+    """Commit `stage` if it is complete, and the round once every stage is. Returns whether the stage is."""
+    complete = commit_if_complete(round, stage) is not None
+    if complete and not any(round.pending(each) for each in STAGES):
+        commit_round(round)
+    return complete
 
 
 def prepare_process(threads: int | None) -> None:
@@ -82,6 +91,9 @@ def check_shard(round: Round, stage: str, shard: int | None = None) -> None:
         raise UserError(f"round {round.number} of {round.run} has no plan: run `opd prompts --run {round.run} "
                         f"--round {round.number}` first")
     shards = round.shard_indices(stage)
+    if not shards:
+        raise UserError(f"round {round.number} of {round.run} has nothing to {stage}: its config has no [evaluation], "
+                        "or asks for it in other rounds; `opd evaluate --model` grades any model")
     if shard is not None and shard not in shards:
         raise UserError(f"{stage} of round {round.number} has no shard {shard}: it has 0 to {len(shards) - 1}")
 

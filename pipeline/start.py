@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.config.paths import absolute
+from pipeline.track.interface import check_libraries
 from pipeline.versions import versions
 from storage.documents import differing_keys
 from storage.errors import MissingObject, UserError
@@ -20,6 +22,7 @@ def start_run(config: RunConfig) -> dict:
     Raises UserError, before anything is written, for models that do not fit each other, a K larger than the shared
     vocabulary, or too few prompts; and if the run exists with another config (only `rounds` may grow).
     """
+    check_libraries(config.tracker)
     document = existing_run(config)
     if document is None:
         document = describe_run(config)
@@ -41,6 +44,7 @@ def existing_run(config: RunConfig) -> dict | None:
 
 def describe_run(config: RunConfig) -> dict:
     """run.json without the student's copy. Loads tokenizers and prompts, no weights; writes nothing."""
+    from pipeline.evaluate.problems import check_benchmarks
     from pipeline.mask.stage import check_config
     from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
     from pipeline.prompts.pool import check_pool
@@ -55,9 +59,10 @@ def describe_run(config: RunConfig) -> dict:
         if k > agreement.shared:
             raise UserError(f"score.{side}_top_k = {k} is larger than the {agreement.shared} tokens both models "
                             "share: lower it")
-    return {"config": config.model_dump(mode="json"), "format": 1, "versions": versions(),
+    return {"config": config.model_dump(mode="json", exclude={"tracker"}), "format": 1, "versions": versions(),
             "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "branch": None,
-            "sql_masks": check_config(config.mask, tokenizer), "prompt_pool": check_pool(config)}
+            "sql_masks": check_config(config.mask, tokenizer), "prompt_pool": check_pool(config),
+            "benchmarks": check_benchmarks(config)}
 
 
 def refuse_foreign_code(config: RunConfig) -> None:
@@ -85,11 +90,11 @@ def refuse_other_config(config: RunConfig, document: dict) -> None:
     """Raise UserError naming the first keys in which `config` differs from the stored run's; also for edited masks."""
     from pipeline.mask.sources import refuse_edited
 
-    free = {"rounds", "store"}  # a run may be extended, and a store may be moved
+    free = {"rounds", "store", "tracker"}  # a run may be extended, watched from elsewhere, and a store may be moved
     if config.threads is None:
         free.add("threads")  # null stands for what was resolved when the run began
     mine, theirs = ({key: value for key, value in each.items() if key not in free}
-                    for each in (config.model_dump(mode="json"), document["config"]))
+                    for each in (absolute(config.model_dump(mode="json")), absolute(document["config"])))
     differing = differing_keys(mine, theirs)
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -18,7 +18,7 @@ import re
 from storage.errors import UserError
 
 STORE_MARKER = "store.json"
-STAGES = ("prompts", "rollout", "score", "mask", "train")
+STAGES = ("prompts", "rollout", "score", "mask", "train", "evaluate")
 """The stages of a round, in their order. Each has receipts and a commit."""
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

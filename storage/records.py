@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from storage import documents
 from storage.errors import IntegrityError
 
-FORMAT = 1
+FORMAT = 2
 """Of every document; a reader refuses another."""
 
 Record = TypeVar("Record")
@@ -66,6 +66,19 @@ class PlanShard:
 
 
 @dataclass(frozen=True)
+class EvaluationShard:
+    """Held-out problems of one benchmark that one model answers.
+
+    `role` is student (the checkpoint that the round ends with), start (the one that round 0 began with) or teacher.
+    """
+
+    index: int
+    role: str
+    benchmark: str
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a round is going to do. `parent` is the previous round's manifest id, `checkpoint` its fingerprint."""
 
@@ -74,7 +87,14 @@ class Plan:
     parent: str | None
     checkpoint: str
     shards: list[PlanShard]
+    evaluation: list[EvaluationShard] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def shard_indices(self, stage: str) -> list[int]:
+        """Shards of a stage: those of `shards`, just 0 for `train`, those of `evaluation` for `evaluate`."""
+        if stage == "train":
+            return [0]
+        return [shard.index for shard in (self.evaluation if stage == "evaluate" else self.shards)]
 
 
 @dataclass(frozen=True)

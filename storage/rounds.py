@@ -22,6 +22,7 @@ from storage.errors import IntegrityError, MissingObject, UserError
 from storage.objects import ObjectStore, exists
 from storage.records import (
     CheckpointFiles,
+    EvaluationShard,
     Manifest,
     Plan,
     PlanShard,
@@ -44,9 +45,9 @@ from storage.runs import (
 from storage.shards import put_shard, read_shard
 
 __all__ = [
-    "CheckpointFiles", "Manifest", "Plan", "PlanShard", "Receipt", "Round", "ShardFile", "StageCommit", "StoredFile",
-    "committed_rounds", "create_run", "list_runs", "local_checkpoint", "parent_manifest", "put_checkpoint",
-    "read_manifest", "read_run", "starting_checkpoint",
+    "CheckpointFiles", "EvaluationShard", "Manifest", "Plan", "PlanShard", "Receipt", "Round", "ShardFile",
+    "StageCommit", "StoredFile", "committed_rounds", "create_run", "list_runs", "local_checkpoint", "parent_manifest",
+    "put_checkpoint", "read_manifest", "read_run", "starting_checkpoint",
 ]
 
 
@@ -78,8 +79,8 @@ class Round:
         return self._plan
 
     def shard_indices(self, stage: str) -> list[int]:
-        """Shards of a stage: the plan's, and just 0 for `train`."""
-        return [0] if stage == "train" else [shard.index for shard in self.plan().shards]
+        """Shards of a stage, as planned; `train` has one shard, and needs no plan to say so."""
+        return [0] if stage == "train" else self.plan().shard_indices(stage)
 
     # --- shards and receipts ---
 
@@ -155,7 +156,7 @@ class Round:
     def commit(self) -> Manifest:
         """Put the round's manifest, and its copy into the output checkpoint. May be called again at any time."""
         data = pack("manifest", self.run, self.number, self._build_manifest())
-        prefix = self._finished("train", 0)[0].checkpoint.prefix
+        prefix = self._checkpoint_out().prefix
         self.store.put_if_absent(prefix + ROUND_COPY, data)
         self.store.put_if_absent(layout.manifest(self.run, self.number), data)
         manifest = self.manifest()
@@ -177,7 +178,12 @@ class Round:
             stages={stage: documents.sha256(self.store.get(self._stage_key(stage))) for stage in layout.STAGES},
             files=[receipt.file for receipt in receipts], parent=parent_manifest(self.store, self.run, self.number),
             checkpoint_in=starting_checkpoint(self.store, self.run, self.number),
-            checkpoint_out=receipts[-1].checkpoint)
+            checkpoint_out=self._checkpoint_out())
+
+    def _checkpoint_out(self) -> CheckpointFiles:
+        checkpoint = self._finished("train", 0)[0].checkpoint
+        assert checkpoint is not None
+        return checkpoint
 
     # --- timings ---
 

@@ -87,12 +87,13 @@ STEPS = pa.schema([
 """One row per optimizer step."""
 
 EVALUATION = pa.schema([
-    _required("prompt_id", pa.int64(), "prompts.prompt_id"),
+    _required("prompt_id", pa.int64(), "63-bit hash of the problem's content"),
     _required("sample", pa.int32(), "from 0"),
-    _required("task", pa.string(), "name"),
+    _required("task", pa.string(), "name of the benchmark"),
     _required("data_source", pa.string(), "name of the data set"),
+    _required("messages", pa.string(), "JSON list of {role, content}"),
     _required("model", pa.string(), "sha256 fingerprint of the graded model"),
-    _required("role", pa.string(), "student | teacher"),
+    _required("role", pa.string(), "student | start | teacher"),
     _required("response_text", pa.string(), "decoded view"),
     _required("response_tokens", pa.int32(), "count"),
     _required("finish_reason", pa.string(), "stop | length"),

@@ -121,7 +121,7 @@ class _Run:
         return round
 
     def _read_receipts(self, round: _Round, stage: str, commit: StageCommit | None) -> None:
-        shards = range(1 if stage == "train" else len(round.plan.shards) if round.plan else 0)
+        shards = round.plan.shard_indices(stage) if round.plan else [0] if stage == "train" else []
         planned = {layout.receipt(self.run, round.number, stage, shard): shard for shard in shards}
         for key in dict.fromkeys([*planned, *(commit.receipts if commit else ())]):
             receipt = self._record(Receipt, "receipt", round.number, key, needed=commit is not None)
@@ -177,10 +177,12 @@ class _Run:
         self._check_parent(key, manifest.parent, previous, document)
         self._check_copy(manifest, key)
         receipts = list(round.receipts.values())
-        whole = round.plan and len(receipts) == (len(layout.STAGES) - 1) * len(round.plan.shards) + 1
+        planned = [shard for stage in layout.STAGES for shard in round.plan.shard_indices(stage)] if round.plan else []
+        whole = round.plan and len(receipts) == len(planned)
         if whole and manifest.files != [receipt.file for receipt in receipts]:
             self._add(key, "stale", "is stale: its files are not those that the receipts name")
-        if whole and manifest.checkpoint_out != receipts[-1].checkpoint:
+        trained = next((receipt.checkpoint for receipt in receipts if receipt.stage == "train"), None)
+        if whole and manifest.checkpoint_out != trained:
             self._add(key, "stale", "is stale: its output checkpoint is not the one that the train receipt names")
         if previous and previous.manifest and manifest.checkpoint_in != previous.manifest.checkpoint_out:
             self._add(key, "stale", "is stale: it starts from another checkpoint than the previous round ended with")

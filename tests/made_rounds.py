@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from storage import schemas
-from storage.rounds import Plan, PlanShard, Round, create_run, put_checkpoint
+from storage import layout, schemas
+from storage.rounds import EvaluationShard, Plan, PlanShard, Round, create_run, put_checkpoint
 
 K, k = 4, 2
 
@@ -70,6 +70,24 @@ def steps(count: int = 1, **changes) -> pa.Table:
     return pa.table(columns | changes, schema=schemas.STEPS)
 
 
+def graded(role: str, verdicts: dict[int, list[bool]], task: str = "sums", **changes) -> pa.Table:
+    """Graded answers of one role to one benchmark: prompt id -> verdicts of its samples; `changes` are columns."""
+    places = [(prompt, sample, right) for prompt, of in verdicts.items() for sample, right in enumerate(of)]
+    count = len(places)
+    columns = {
+        "prompt_id": [prompt for prompt, _, _ in places], "sample": [sample for _, sample, _ in places],
+        "task": [task] * count, "data_source": ["made"] * count,
+        "messages": ['[{"role":"user","content":"1 + 2?"}]'] * count, "model": [f"{role} weights"] * count,
+        "role": [role] * count, "response_text": [f"#### {3 if right else 4}" for _, _, right in places],
+        "response_tokens": [2] * count, "finish_reason": ["stop"] * count,
+        "answer": ["3" if right else "4" for _, _, right in places], "ground_truth": ["3"] * count,
+        "correct": [right for _, _, right in places],
+        "verdict_reason": ["same number" if right else "other number" for _, _, right in places],
+        "seed": list(range(count)),
+    }
+    return pa.table(columns | changes, schema=schemas.EVALUATION)
+
+
 def start_run(store, folder: Path, run: str = "made", tokenizer: str | None = None) -> None:
     """Put run.json and the first checkpoint, whose weights are a few bytes."""
     checkpoint = folder / f"checkpoint-{run}"
@@ -81,11 +99,12 @@ def start_run(store, folder: Path, run: str = "made", tokenizer: str | None = No
     create_run(store, run, {"config": {}, "student_checkpoint": files.as_dict()})
 
 
-def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]]) -> Round:
-    """Plan, prompts, rollouts and scores: one shard per (rollouts, tokens)."""
+def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]], answers: int = 0) -> Round:
+    """Plan, prompts, rollouts and scores: one shard per (rollouts, tokens); `answers` shards of evaluation planned."""
     round = Round(store, run, number)
     plan_shards = [PlanShard(index, [7], [[0]]) for index in range(len(parts))]
-    round.put_plan(Plan(number, 0, None, "f", plan_shards))
+    evaluation = [EvaluationShard(index, "student", "sums", [7]) for index in range(answers)]
+    round.put_plan(Plan(number, 0, None, "f", plan_shards, evaluation))
     for index, (written, scored) in enumerate(parts):
         round.finish("prompts", index, "prompts", schemas.PROMPTS.empty_table(), inputs={})
         round.finish("rollout", index, "rollouts", written, inputs={})
@@ -94,9 +113,10 @@ def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Tab
 
 
 def commit_round(store, folder: Path, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]],
-                 masks: list[pa.Table] | None = None, step_rows: pa.Table | None = None) -> Round:
-    """A whole committed round."""
-    round = begin_round(store, run, number, parts)
+                 masks: list[pa.Table] | None = None, step_rows: pa.Table | None = None,
+                 answers: list[pa.Table] = ()) -> Round:
+    """A whole committed round; `answers` are tables of `graded`."""
+    round = begin_round(store, run, number, parts, len(answers))
     for index, (_, scored) in enumerate(parts):
         round.finish("mask", index, "mask", masks[index] if masks else mask(scored), inputs={})
     checkpoint = folder / f"checkpoint-{run}-{number}"
@@ -104,7 +124,9 @@ def commit_round(store, folder: Path, run: str, number: int, parts: list[tuple[p
     (checkpoint / "model.safetensors").write_bytes(f"weights {number}".encode())
     round.finish("train", 0, "steps", steps() if step_rows is None else step_rows, inputs={},
                  checkpoint=put_checkpoint(store, run, number + 1, checkpoint))
-    for stage in ("prompts", "rollout", "score", "mask", "train"):
+    for index, rows in enumerate(answers):
+        round.finish("evaluate", index, "evaluation", rows, inputs={})
+    for stage in layout.STAGES:
         round.commit_stage(stage)
     round.commit()
     return round

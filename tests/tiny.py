@@ -43,15 +43,16 @@ def save_model(folder: Path, tokenizer, *, seed: int, vocab: int | None = None, 
     return folder
 
 
-def write_problems(file: Path, count: int = 64) -> Path:
+def write_problems(file: Path, count: int = 64, first: int = 0) -> Path:
     """A JSON-lines file of small sums."""
-    rows = [{"question": f"What is {n} + {2 * n}?", "answer": f"The sum.\n#### {3 * n}"} for n in range(count)]
+    numbers = range(first, first + count)
+    rows = [{"question": f"What is {n} + {2 * n}?", "answer": f"The sum.\n#### {3 * n}"} for n in numbers]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
 def config_text(folder: Path, **changes) -> str:
-    """A config over the tiny pair in `folder`: 2 rounds, 8 prompts in 4 shards, 2 samples."""
+    """A config over the tiny pair in `folder`: 2 rounds, 8 prompts in 4 shards, 2 samples, 4 held-out problems."""
     from pipeline.config.load import apply_settings
     from pipeline.config.template import to_toml
 
@@ -63,16 +64,19 @@ def config_text(folder: Path, **changes) -> str:
         "mask": [{"type": "special_tokens", "tokens": ["<|im_end|>"]},
                  {"type": "sql", "file": str(folder / "first_token.sql")}],
         "train": {"learning_rate": 1e-3, "warmup_steps": 2, "rollouts_per_step": 4},
+        "evaluation": {"per_shard": 3, "benchmark": [
+            {"name": "sums", "source": {"type": "file", "path": str(folder / "held_out.jsonl")}, "samples": 2}]},
     }
     return to_toml(apply_settings(document, [f"{key}={value}" for key, value in changes.items()]))
 
 
 def make_tiny(folder: Path, **changes) -> Path:
-    """Write the tiny pair, its problems, a mask and `config.toml` into `folder`; returns the config's path."""
+    """Write the tiny pair, problems, a mask and `config.toml` into `folder`; returns the config's path."""
     tokenizer = byte_tokenizer()
     save_model(folder / "student", tokenizer, seed=1)
     save_model(folder / "teacher", tokenizer, seed=2, sharpness=1.5)
     write_problems(folder / "problems.jsonl")
+    write_problems(folder / "held_out.jsonl", count=4, first=1000)
     (folder / "first_token.sql").write_text(FIRST_TOKEN)
     (folder / "config.toml").write_text(config_text(folder, **changes))
     return folder / "config.toml"

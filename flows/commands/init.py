@@ -19,10 +19,14 @@ def run(arguments) -> int:
     from pipeline.config.template import to_toml
 
     source = {"type": "hub", "name": arguments.prompts}
+    held_out = {"name": "math-500", "source": {"type": "hub", "name": "HuggingFaceH4/MATH-500", "split": "test",
+                                               "question": "problem"}}
     if arguments.prompts == "openai/gsm8k":
         source["subset"] = "main"
+        held_out = {"name": "gsm8k-test", "source": {**source, "split": "test"}}
     config = validate({"run": "first-run", "student": {"path": arguments.student},
-                       "teacher": {"path": arguments.teacher}, "prompts": {"source": source}}, where="init")
+                       "teacher": {"path": arguments.teacher}, "prompts": {"source": source},
+                       "evaluation": {"benchmark": [held_out]}}, where="init")
     text = "# Play it: opd run " + arguments.file.name + "\n" + to_toml(config.model_dump(mode="json"), comments=True)
     try:
         with open(arguments.file, "x", encoding="utf-8") as file:

@@ -45,11 +45,16 @@ def play(config, prefect: bool) -> dict:
 
 
 def print_result(config, result: dict, as_json: bool) -> None:
+    from storage.text import printable
+
     if as_json:
         print(json.dumps(result))
         return
     for played in result["played"]:
         print(f"round {played['round']} committed: {played['manifest'][:12]}")
+        for tracker, problem in played.get("trackers", {}).items():
+            if problem != "ok":
+                print(printable(f"warning: {tracker}: {problem}"))
     if not result["played"]:
         print(f"{config.run}: all {config.rounds} rounds were committed already")
     print(f"{config.run} lies in {config.store}; ask it: opd sql overlap_by_round --store {config.store}")
@@ -91,4 +96,6 @@ def preview_lines(config, found: dict):
         for shard in plan["shards"]:
             ids = shard["prompt_ids"]
             yield f"#   shard {shard['index']}: prompts {', '.join(map(str, ids[:3]))}{', ...' * (len(ids) > 3)}"
+        for shard in plan["evaluation"]:
+            yield f"# then the {shard['role']} answers {len(shard['prompt_ids'])} problems of {shard['benchmark']}"
     yield "# nothing was written"

@@ -6,29 +6,32 @@
 import json
 
 from flows.commands.options import add_json, add_store, verb
-from storage.layout import STAGES
 
 WHAT = {"prompts": "Draw a round's prompts.", "rollout": "Let the student write a round's rollouts.",
         "score": "Score a round's rollouts with teacher and student.", "mask": "Make a round's loss weights.",
-        "train": "Train on a round's cache and commit the round."}
+        "train": "Train on a round's cache: the next student."}
 
 
 def add(verbs) -> None:
-    for stage in STAGES:
-        parser = verb(verbs, stage, run, WHAT[stage])
-        parser.set_defaults(stage=stage)
-        parser.add_argument("--run", required=True, dest="run_id", help="id of a run that was started")
-        parser.add_argument("--round", required=True, type=int, dest="number", help="round, from 0")
-        parser.add_argument("--shard", type=int, help="only this shard (default: all that have no receipt)")
-        add_store(parser)
-        add_json(parser)
+    for stage, what in WHAT.items():
+        add_options(verb(verbs, stage, run, what), stage)
+
+
+def add_options(parser, stage: str, required: bool = True) -> None:
+    """The options of a stage by hand."""
+    parser.set_defaults(stage=stage)
+    parser.add_argument("--run", required=required, dest="run_id", help="id of a run that was started")
+    parser.add_argument("--round", required=required, type=int, dest="number", help="round, from 0")
+    parser.add_argument("--shard", type=int, help="only this shard (default: all that have no receipt)")
+    add_store(parser)
+    add_json(parser)
 
 
 def run(arguments) -> int:
     from flows.child import Child
     from flows.local import play_shards
     from flows.progress import ProgressBars
-    from pipeline.stages import check_round, check_shard, commit_if_complete, commit_round
+    from pipeline.stages import check_round, check_shard, commit_finished
     from storage.objects import open_store
     from storage.rounds import Round
 
@@ -42,9 +45,7 @@ def run(arguments) -> int:
         check_shard(round, arguments.stage, arguments.shard)
         shards = [arguments.shard] if arguments.shard is not None else round.pending(arguments.stage)
         done = play_shards(where, arguments.stage, shards, bars.bar)
-    committed = commit_if_complete(round, arguments.stage) is not None
-    if committed and arguments.stage == STAGES[-1]:
-        commit_round(round)
+    committed = commit_finished(round, arguments.stage)
     _print(arguments, done, committed)
     return 0
 

@@ -1,30 +1,22 @@
 """RunConfig: every key a run understands. Defaults are the vetted recipe; unknown keys are refused.
 
-Sections follow the round: `prompts`, `rollout`, `score`, `mask`, `objective`, `train`. A section whose content
-depends on a `type` is a union; setting the type drops the keys of the old one.
+Sections follow the round: `prompts`, `rollout`, `score`, `mask`, `objective`, `train`, `evaluation`. A section whose
+content depends on a `type` is a union; setting the type drops the keys of the old one.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.evaluation import Evaluation
+from pipeline.config.section import Count, Decay, Positive, Rate, Section, Share
+from pipeline.config.sources import FileSource, GeneratedSource, HubSource, Source
+from pipeline.config.trackers import Tracker
 from storage.layout import check_run_id
 
-
-class Section(BaseModel):
-    """A part of the config: no unknown keys, no change after reading, no coercion of strings to numbers, no inf or nan.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False,
-                              use_attribute_docstrings=True)
-
+__all__ = ["FileSource", "GeneratedSource", "HubSource", "RunConfig", "Source"]
 
 Dtype = Literal["float32", "bfloat16"]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, strict=False)]
-Share = Annotated[float, Field(gt=0, le=1, strict=False)]
-Decay = Annotated[float, Field(ge=0, lt=1, strict=False)]
 
 
 class Model(Section):
@@ -50,52 +42,6 @@ class Model(Section):
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------
-
-
-class HubSource(Section):
-    """A data set by its hub name. `OPD_DATA_DIR` may hold a local copy (README: data)."""
-
-    type: Literal["hub"] = "hub"
-    name: str
-    """Such as `openai/gsm8k`."""
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    question: str = "question"
-    """Column of the question, or of a chat (list of {role, content})."""
-    answer: str = "answer"
-    """Column of the reference answer, dots for nested ones (`reward_model.ground_truth`); "" for no rewards."""
-    solution: str | None = None
-    limit: Positive | None = None
-    """Use only the first so many rows."""
-
-
-class FileSource(Section):
-    """A Parquet or JSON-lines file."""
-
-    type: Literal["file"] = "file"
-    path: str
-    name: str | None = None
-    """Name of the data set in the tables; the file's stem if null."""
-    question: str = "question"
-    answer: str = "answer"
-    """Column of the reference answer, dots for nested ones; "" for no rewards."""
-    solution: str | None = None
-    limit: Positive | None = None
-
-
-class GeneratedSource(Section):
-    """Problems written by a generator of pipeline/prompts/generated.py, with solutions."""
-
-    type: Literal["generated"] = "generated"
-    generator: Literal["arithmetic"] = "arithmetic"
-    problems: Positive = 4096
-    seed: int = 0
-    split: Literal["train", "held_out"] = "train"
-    """The two splits share no problem."""
-
-
-Source = Annotated[HubSource | FileSource | GeneratedSource, Field(discriminator="type")]
 
 
 class Prompts(Section):
@@ -286,7 +232,9 @@ class RunConfig(Section):
     store: str = "./opd-store"
     """A folder, or s3://bucket/prefix."""
     rounds: Positive = 1
+    """Planned rounds; may be raised later, to go on."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides prompts, rollouts and the order of training."""
     threads: Positive | None = None
     """CPU threads of each stage; null: torch's default where the run starts, recorded in run.json and kept."""
     student: Model
@@ -297,6 +245,10 @@ class RunConfig(Section):
     mask: list[Mask] = []
     objective: Objective = TeacherTopKLsm()
     train: Train = Train()
+    evaluation: Evaluation | None = None
+    """Grades the student on held-out problems after its rounds; null: never."""
+    tracker: list[Tracker] = []
+    """Where the steps are shown besides the store. Not part of the run's identity, and not recorded in run.json."""
 
     @model_validator(mode="before")
     @classmethod

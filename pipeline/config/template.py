@@ -16,17 +16,18 @@ def to_toml(document: dict, *, comments: bool = False) -> str:
 
 def _section(document: dict, model: type[BaseModel] | None, path: list[str], comments: bool) -> list[str]:
     plain = {k: v for k, v in document.items() if v is not None and not _is_section(v)}
-    lines = [f"\n[{'.'.join(path)}]"] if path and plain else []
+    lines = []
     for key, value in plain.items():
         lines += _comment(model, key, comments) + [f"{key} = {_value(value)}"]
     for key, value in document.items():
         child = _child(model, key, value)
+        name = ".".join([*path, key])
         if isinstance(value, dict):
-            lines += _section(value, child, [*path, key], comments)
+            header = [f"\n[{name}]"] if any(not _is_section(each) for each in value.values()) else []
+            lines += header + _section(value, child, [*path, key], comments)
         elif _is_section(value):
             for item in value:
-                body = _section(item, _child(model, key, item), [], comments)
-                lines += [f"\n[[{'.'.join([*path, key])}]]", *body]
+                lines += [f"\n[[{name}]]", *_section(item, _child(model, key, item), [*path, key], comments)]
     return lines
 
 

@@ -4,13 +4,15 @@
 
 The answer is read from the last `#### N`, else the last `\\boxed{...}`, else the last `Answer: ...` (or `answer is`),
 else it is the last number of the text, if the reference is a number. Numbers are compared exactly, as fractions:
-1,234 = 1234.0, 0.5 = 1/2, $5 = 5 dollars = 5. Everything else is compared as text, after trivial LaTeX is taken off;
-what is equal in value but not in form (3x+1 and 1+3x) counts as wrong. Nothing is evaluated; time is linear in the
-length of the response.
+1,234 = 1234.0, 0.5 = 1/2, $5 = 5 dollars = 5; but 5 cm is not 5 m. Everything else is compared as text, after trivial
+LaTeX is taken off; what is equal in value but not in form (3x+1 and 1+3x) counts as wrong: checker.py asks math-verify
+about that. Nothing is evaluated; time is linear in the length of the response.
 """
 
 import re
 from fractions import Fraction
+
+from pipeline.evaluate.units import differ, split_unit
 
 LONGEST_ANSWER = 500
 """Characters of a marked answer that are looked at."""
@@ -20,14 +22,21 @@ LONGEST_NUMBER = 100
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(rf"(?P<sign>[-+]?)(?:\$ ?)?(?P<inner>-?)(?P<top>{_DIGITS})"
                      r"(?: ?/ ?(?P<bottom>[0-9]+(?:\.[0-9]+)?))?")
-_IN_TEXT = re.compile(rf"(?<![0-9A-Za-z_.,])[-+]?\$?-?(?:{_DIGITS})(?:/[0-9]+(?:\.[0-9]+)?)?")
+_IN_TEXT = re.compile(
+    r"[-+]?\\[dt]?frac ?\{ ?-?[0-9]+ ?\} ?\{ ?[0-9]+ ?\}|(?<![0-9A-Za-z_.,])[-+]?(?:\\?\$)?-?"
+    r"(?:[0-9]{1,3}(?:,(?:\\! ?)?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:/[0-9]+(?:\.[0-9]+)?)?")
+_GOES_ON = re.compile(r" ?(?:\}|\^(?! ?\{? ?\\circ)|\\(?:sqrt|[dt]?frac|pi|cdot|times))")
 _FRACTION = re.compile(r"([-+]?) ?\\frac ?\{ ?(-?[0-9]+) ?\} ?\{ ?([0-9]+) ?\}")
 _ASSIGNED = re.compile(r"[A-Za-z] ?= ?")
 _UNIT = re.compile(r" ?(?:%|°|\^ ?\{? ?\\circ ?\}?|[€£¥])?(?:(?P<words>(?: [A-Za-z][A-Za-z./-]*){1,4}))?")
 _MARKED = re.compile(r"\banswer\b[*_ ]*(?::|\bis\b:?)[*_ ]*(?P<answer>[^\n]*)", re.IGNORECASE)
-_SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "pi", "or", "and", "to", "i", "x",
-           "y", "n", "times", "plus", "minus", "over", "sqrt", "squared", "cubed", "k", "bn"}
+_SCALES = set("""hundred thousand million billion trillion dozen hundreds thousands millions billions trillions dozens
+half halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths pi or and to
+i x y n times plus minus over sqrt squared cubed k bn""".split())
 """Words after a number that make another number of it, so no units."""
+_LETTERS = {"m", "g", "s", "h", "l", "L"}
+"""Single letters that are units: `5 r` is a product."""
 
 
 def is_correct(response: str, ground_truth: str) -> tuple[bool, str | None, str]:
@@ -43,6 +52,8 @@ def is_correct(response: str, ground_truth: str) -> tuple[bool, str | None, str]
     if expected is None or found is None:
         same = _plain(answer).replace(" ", "") == reference.replace(" ", "") != ""
         return same, answer, "same text" if same else "other text"
+    if found == expected and differ(split_unit(_plain(answer))[1], split_unit(reference)[1]):
+        return False, answer, "other unit"
     return found == expected, answer, "same number" if found == expected else "other number"
 
 
@@ -55,11 +66,13 @@ def marked_answer(response: str) -> str | None:
 
 
 def last_number(response: str) -> str | None:
-    """The last number of the response, as it is written there."""
-    last = None
-    for last in _IN_TEXT.finditer(response.replace("−", "-")):
+    """The last number of the response, as it is written there; None also where it is a part of an expression."""
+    last, response = None, response.replace("−", "-")
+    for last in _IN_TEXT.finditer(response):
         pass
-    return last.group().lstrip("+") if last else None
+    if last is None or response[:last.start()].endswith(("{", "^")) or _GOES_ON.match(response, last.end()):
+        return None
+    return last.group().lstrip("+")
 
 
 def number_of(text: str) -> Fraction | None:
@@ -79,7 +92,9 @@ def number_of(text: str) -> Fraction | None:
 
 def _is_unit(text: str) -> bool:
     match = _UNIT.fullmatch(text)
-    return match is not None and not any(word.lower() in _SCALES for word in (match["words"] or "").split())
+    words = (match["words"] or "").split() if match else []
+    factor = len(words) == 1 and len(words[0]) == 1 and words[0] not in _LETTERS
+    return match is not None and not factor and not any(word.lower() in _SCALES for word in words)
 
 
 def _plain(text: str) -> str:
@@ -87,7 +102,7 @@ def _plain(text: str) -> str:
     text = text[:LONGEST_ANSWER].replace("−", "-").replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"\\(?:text|mathrm|mbox|textbf) ?\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\[!,;: ]|\\(?:left|right)(?![A-Za-z])|\\[()\[\]]", "", text).replace("\\dfrac", "\\frac")
-    text = " ".join(text.replace("\\tfrac", "\\frac").split()).strip("*_`~ ").rstrip(".,;:! ")
+    text = " ".join(text.replace("\\tfrac", "\\frac").split()).strip("*_`~ ").rstrip(".,;: ")
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     return text.removesuffix("$") if text.count("$") == 1 and text.endswith("$") else text
@@ -102,7 +117,8 @@ def _after_answer(response: str) -> str | None:
     last = None
     for last in _MARKED.finditer(response):
         pass
-    return _first_sentence(last["answer"].strip()[:LONGEST_ANSWER]) if last else None
+    # "The answer is 5!" holds no factorial, a boxed 5! does
+    return _first_sentence(last["answer"].strip()[:LONGEST_ANSWER]).rstrip("! ") if last else None
 
 
 def _first_sentence(text: str) -> str:

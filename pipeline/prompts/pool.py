@@ -103,7 +103,7 @@ def check_pool(config: RunConfig) -> dict:
     facts = build_pool(config.prompts, load_tokenizer(config.student)).facts
     needed = facts["longest_tokens"] + config.rollout.max_new_tokens
     for side, model in (("student", config.student), ("teacher", config.teacher)):
-        window = _context_window(model)
+        window = context_window(model)
         if window is not None and needed > window:
             raise UserError(f"the {side} reads {window} tokens, but the longest prompt has {facts['longest_tokens']} "
                             f"and rollout.max_new_tokens = {config.rollout.max_new_tokens}: lower "
@@ -111,7 +111,8 @@ def check_pool(config: RunConfig) -> dict:
     return facts
 
 
-def _context_window(model: Model) -> int | None:
+def context_window(model: Model) -> int | None:
+    """Positions that the model has; None if its config does not say."""
     from pipeline.models import resolve
     from pipeline.models.files import read_json
 

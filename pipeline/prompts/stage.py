@@ -6,12 +6,14 @@ The plan names each shard's prompts and the seeds of their rollouts, before any 
 prompts as they are given to the student: messages, reference answer, token ids.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.config import RunConfig
 from pipeline.context import RoundContext
+from pipeline.evaluate.plan import plan_evaluation
 from pipeline.prompts.draw import draw_round, rollout_seed
 from pipeline.prompts.pool import Pool, Prompt, build_pool, read_prompts, rebuild_pool
 from pipeline.prompts.templates import encode
@@ -28,17 +30,19 @@ def plan_round(context: RoundContext) -> Plan:
         round=context.number, seed=context.config.seed,
         parent=parent_manifest(context.store, context.run, context.number),
         checkpoint=starting_checkpoint(context.store, context.run, context.number).fingerprint,
-        shards=_shards(context.config, pool, context.number), facts=pool.facts))
+        shards=_shards(context.config, pool, context.number), facts=pool.facts,
+        evaluation=plan_evaluation(context.config, context.document["benchmarks"], context.number)))
 
 
-def preview_plan(config: RunConfig, number: int) -> dict:
-    """What `plan_round` would put for a run that has not begun: its shards and facts. Writes nothing."""
+def preview_plan(config: RunConfig, benchmarks: dict | None, number: int) -> dict:
+    """What `plan_round` would put: shards, evaluation and facts. Writes nothing."""
     from pipeline.models import load_tokenizer
 
     pool = build_pool(config.prompts, load_tokenizer(config.student))
     shards = [{"index": shard.index, "prompt_ids": shard.prompt_ids, "rollout_seeds": shard.rollout_seeds}
               for shard in _shards(config, pool, number)]
-    return {"round": number, "seed": config.seed, "shards": shards, "facts": pool.facts}
+    return {"round": number, "seed": config.seed, "shards": shards, "facts": pool.facts,
+            "evaluation": [asdict(shard) for shard in plan_evaluation(config, benchmarks, number)]}
 
 
 def run(context: RoundContext, shard: int) -> Receipt:

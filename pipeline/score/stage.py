@@ -8,12 +8,11 @@ from pathlib import Path
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
-from pipeline.models import config_hash, device, fingerprint, load_model, pinned, resolve
-from pipeline.provenance import check_tokens, check_writer, planned_checkpoint
+from pipeline.models import device, load_model, pinned
+from pipeline.provenance import check_teacher, check_tokens, check_writer, planned_checkpoint
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.scorer import score_rollouts
-from storage.errors import UserError
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
 from storage.weights import is_optimizer
 
@@ -46,7 +45,9 @@ def _student(context: RoundContext, checkpoint: CheckpointFiles):
 
 def _teacher(context: RoundContext):
     facts = context.document["teacher"]
-    return _load_teacher(pinned(context.config.teacher, facts), facts["fingerprint"], facts["config_hash"])
+    model = pinned(context.config.teacher, facts)
+    check_teacher(model, facts)
+    return _load_teacher(model)
 
 
 @lru_cache(maxsize=1)
@@ -57,11 +58,5 @@ def _load_student(folder: Path, settings: Model, fingerprint: str):
 
 
 @lru_cache(maxsize=1)
-def _load_teacher(model: Model, weights: str, config: str):
-    folder = resolve(model)
-    for what, found, expected in (("weights", fingerprint(folder), weights),
-                                  ("config.json", config_hash(folder), config)):
-        if found != expected:
-            raise UserError(f"teacher {model.path} is not the one that this run began with ({what} {found[:12]}, "
-                            f"expected {expected[:12]}): restore it, or start another run")
+def _load_teacher(model: Model):
     return load_model(model, device=device())

@@ -7,4 +7,4 @@
 --   (result): share of 1, up to the error of the grid that log_probs lie on
 CREATE MACRO overlap_mass(teacher_ids, student_ids, log_probs) AS
     list_sum(list_transform(in_overlap(teacher_ids, student_ids),
-                            lambda shared, i: if(shared, exp(log_probs[i]::DOUBLE), 0)));
+                            lambda shared, i: CASE WHEN shared THEN exp(log_probs[i]::DOUBLE) ELSE 0 END));

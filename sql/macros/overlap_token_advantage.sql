@@ -17,4 +17,4 @@ CREATE MACRO overlap_token_advantage(teacher_ids, student_ids, student_log_probs
               'P': list_sum(list_transform(o.log_p, lambda x: exp(x::DOUBLE))),
               'Q': list_sum(list_transform(o.log_q, lambda x: exp(x::DOUBLE))),
               'size': len(o.log_p)}],
-            lambda s: if(s.size > 0, (s.A / s.P + ln(s.P) - ln(s.Q)) / s.size, NULL))[1])[1];
+            lambda s: CASE WHEN s.size > 0 THEN (s.A / s.P + ln(s.P) - ln(s.Q)) / s.size END)[1])[1];

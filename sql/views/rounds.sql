@@ -33,6 +33,13 @@
 --   drift: nats, largest KL(p_0 || p_now) of a step
 --   ess: share of 1, smallest effective sample size of a step
 --   staleness: optimizer steps, largest
+--   evaluated: count, graded answers of the student that the round made
+--   avg_at_k: share of 1, its right answers; mean over benchmarks
+--   pass_at_k: share of 1, its problems with a right answer among k; mean over benchmarks
+--   evaluation_truncation_rate: share of its answers that were cut off
+--   start_avg_at_k: share of 1, the student that began the run
+--   teacher_avg_at_k: share of 1, the teacher
+--   gap_recovery: (avg_at_k - start_avg_at_k) / (teacher_avg_at_k - start_avg_at_k)
 CREATE VIEW rounds AS
 SELECT run, round,
        coalesce(any_value(committed), false) AS committed,
@@ -63,7 +70,15 @@ SELECT run, round,
        any_value(opd_reverse_kl) AS opd_reverse_kl,
        any_value(drift) AS drift,
        any_value(ess) AS ess,
-       any_value(staleness) AS staleness
+       any_value(staleness) AS staleness,
+       any_value(evaluated) AS evaluated,
+       any_value(avg_at_k) AS avg_at_k,
+       any_value(pass_at_k) AS pass_at_k,
+       any_value(evaluation_truncation_rate) AS evaluation_truncation_rate,
+       any_value(start_avg_at_k) AS start_avg_at_k,
+       any_value(teacher_avg_at_k) AS teacher_avg_at_k,
+       (any_value(avg_at_k) - any_value(start_avg_at_k))
+           / nullif(any_value(teacher_avg_at_k) - any_value(start_avg_at_k), 0) AS gap_recovery
 FROM (
     SELECT run, round, committed, manifest_id FROM raw.rounds
     UNION ALL BY NAME
@@ -105,5 +120,20 @@ FROM (
            min(ess) AS ess,
            max(staleness) AS staleness
     FROM steps GROUP BY run, round
+    UNION ALL BY NAME
+    SELECT run, round,
+           sum(samples)::BIGINT AS evaluated,
+           avg(avg_at_k) AS avg_at_k,
+           avg(pass_at_k) AS pass_at_k,
+           sum(truncation_rate * samples) / sum(samples) AS evaluation_truncation_rate
+    FROM accuracy WHERE role = 'student' GROUP BY run, round
+    UNION ALL BY NAME
+    SELECT run, raw.rounds.round, start_avg_at_k, teacher_avg_at_k
+    FROM raw.rounds JOIN (
+        SELECT run,
+               avg(avg_at_k) FILTER (role = 'start') AS start_avg_at_k,
+               avg(avg_at_k) FILTER (role = 'teacher') AS teacher_avg_at_k
+        FROM accuracy WHERE round = 0 GROUP BY run
+    ) USING (run)
 )
 GROUP BY run, round;

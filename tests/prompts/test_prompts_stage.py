@@ -7,6 +7,7 @@ import pytest
 from pipeline import stages
 from pipeline.config import load_config
 from pipeline.context import open_context
+from pipeline.evaluate.problems import check_benchmarks
 from pipeline.prompts import pool
 from pipeline.prompts.draw import draw_round, rollout_seed
 from pipeline.prompts.stage import plan_round, preview_plan
@@ -42,7 +43,7 @@ def test_a_second_plan_is_the_first_one(tmp_path):
 
 def test_a_preview_shows_the_plan_and_writes_nothing(tmp_path):
     config = load_config(make_tiny(tmp_path))
-    preview = preview_plan(config, 0)
+    preview = preview_plan(config, check_benchmarks(config), 0)
     assert not store_exists(config.store)
     json.dumps(preview)
     start_run(config)

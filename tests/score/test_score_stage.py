@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import provenance
 from pipeline.config import RunConfig, apply_settings
 from pipeline.context import RoundContext
 from pipeline.models import load_model, load_tokenizer, model_facts, vocabulary_agreement
@@ -115,7 +116,7 @@ def test_a_teacher_with_the_same_weights_and_another_config_is_refused(tmp_path)
     config = json.loads(file.read_text())
     file.write_text(json.dumps(dict(reversed(config.items()))))  # another order of the keys is the same config
     stage.run(context, 0)
-    stage._load_teacher.cache_clear()
+    provenance._check_teacher.cache_clear()
     file.write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     with pytest.raises(UserError, match=r"not the one that this run began with \(config.json [0-9a-f]{12}, expected"):
         stage.run(context, 1)

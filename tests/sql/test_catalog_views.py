@@ -33,9 +33,11 @@ FROZEN = {
                      "student_topk_log_prob", "teacher_log_prob_at_student_topk"],
     "steps": PLACE + ["step", "step_in_round", "loss", "learning_rate", "grad_norm", "rollouts", "tokens",
                       "unmasked_tokens", "staleness", "drift", "ess", "student_mass", "opd_reverse_kl", "probe_tokens"],
-    "evaluations": PLACE + ["prompt_id", "sample", "task", "data_source", "model", "role", "response_text",
+    "evaluations": PLACE + ["prompt_id", "sample", "task", "data_source", "messages", "model", "role", "response_text",
                             "response_tokens", "finish_reason", "answer", "ground_truth", "correct", "verdict_reason",
-                            "seed"],
+                            "seed", "checkpoint"],
+    "accuracy": PLACE + ["role", "task", "problems", "samples", "k", "avg_at_k", "avg_at_k_low", "avg_at_k_high",
+                         "pass_at_k", "pass_at_k_low", "pass_at_k_high", "truncation_rate"],
     "shards": PLACE + ["stage", "shard", "table_name", "key", "rows", "size_bytes", "sha256", "committed"],
     "timings": PLACE + ["stage", "shard", "seconds", "rows", "rows_per_second", "host", "details"],
     "vocabulary": ["run", "token_id", "token_text"],
@@ -44,7 +46,8 @@ FROZEN = {
         "mean_gap", "gap_lower_decile", "positive_reward_share", "teacher_entropy", "student_entropy", "entropy_gap",
         "teacher_mass", "student_mass", "not_in_topk_ratio", "overlap_ratio", "overlap_mass_student",
         "overlap_mass_teacher", "overlap_token_advantage", "train_rollout_logprob_abs_diff", "masked_share", "steps",
-        "loss", "opd_reverse_kl", "drift", "ess", "staleness"],
+        "loss", "opd_reverse_kl", "drift", "ess", "staleness", "evaluated", "avg_at_k", "pass_at_k",
+        "evaluation_truncation_rate", "start_avg_at_k", "teacher_avg_at_k", "gap_recovery"],
 }
 
 

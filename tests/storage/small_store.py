@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from storage import layout, schemas
 from storage.rounds import (
+    EvaluationShard,
     Manifest,
     Plan,
     PlanShard,
@@ -18,7 +19,8 @@ from storage.rounds import (
     starting_checkpoint,
 )
 
-STAGE_TABLES = {"prompts": "prompts", "rollout": "rollouts", "score": "tokens", "mask": "mask", "train": "steps"}
+STAGE_TABLES = {"prompts": "prompts", "rollout": "rollouts", "score": "tokens", "mask": "mask", "train": "steps",
+                "evaluate": "evaluation"}
 EARLIER = {"rollout": "prompts", "score": "rollout", "mask": "score"}
 WIDTH = schemas.TopK(teacher=4, student=2)
 
@@ -74,7 +76,8 @@ def make_plan(round: Round, shards: int) -> Plan:
     return round.put_plan(Plan(
         round.number, 1, parent_manifest(round.store, round.run, round.number),
         starting_checkpoint(round.store, round.run, round.number).fingerprint,
-        [PlanShard(index, [index], [[7]]) for index in range(shards)]))
+        [PlanShard(index, [index], [[7]]) for index in range(shards)],
+        [EvaluationShard(index, "student", "sums", [index]) for index in range(2)]))
 
 
 def play_shard(round: Round, stage: str, shard: int, scratch: Path, variant: int = 0):

@@ -95,6 +95,7 @@ COLUMNS = {
         ("sample", "int32", "required"),
         ("task", "string", "required"),
         ("data_source", "string", "required"),
+        ("messages", "string", "required"),
         ("model", "string", "required"),
         ("role", "string", "required"),
         ("response_text", "string", "required"),
@@ -111,8 +112,9 @@ SEALED = {"checksum", "format", "kind", "round", "run"}
 CHECKPOINT = {"files", "fingerprint", "prefix"}
 STORED_FILE = {"key", "sha256", "size"}
 SHARD_FILE = {"key", "rows", "sha256", "size", "table"}
-PLAN = SEALED | {"checkpoint", "facts", "parent", "seed", "shards"}
+PLAN = SEALED | {"checkpoint", "evaluation", "facts", "parent", "seed", "shards"}
 PLAN_SHARD = {"index", "prompt_ids", "rollout_seeds"}
+EVALUATION_SHARD = {"benchmark", "index", "prompt_ids", "role"}
 RECEIPT = SEALED | {"checkpoint", "facts", "file", "inputs", "shard", "stage"}
 STAGE_COMMIT = SEALED | {"facts", "receipts", "stage"}
 MANIFEST = SEALED | {"checkpoint_in", "checkpoint_out", "files", "parent", "plan", "run_json", "stages"}
@@ -139,12 +141,13 @@ def test_there_are_no_other_tables_and_one_column_is_left_out_unless_it_is_asked
 
 
 def test_the_stages_and_the_format_are_these():
-    assert layout.STAGES == ("prompts", "rollout", "score", "mask", "train") and FORMAT == 1
+    assert layout.STAGES == ("prompts", "rollout", "score", "mask", "train", "evaluate") and FORMAT == 2
 
 
 def test_every_document_of_a_round_has_these_keys(two_rounds):
     plan = read(two_rounds, "run=r/round=1/plan.json")
     assert plan.keys() == PLAN and all(shard.keys() == PLAN_SHARD for shard in plan["shards"])
+    assert all(shard.keys() == EVALUATION_SHARD for shard in plan["evaluation"])
     for stage in layout.STAGES:
         receipt = read(two_rounds, f"run=r/round=1/receipts/{stage}-0.json")
         assert receipt.keys() == RECEIPT and receipt["file"].keys() == SHARD_FILE

@@ -65,7 +65,7 @@ def test_a_stage_with_pending_shards_is_not_committed(round, tmp_path):
     play_shard(round, "prompts", 0, tmp_path)
     with pytest.raises(UserError, match="shards 1, 2 of 3 are pending"):
         round.commit_stage("prompts")
-    with pytest.raises(UserError, match="cannot be committed: prompts, rollout, score, mask, train not finished"):
+    with pytest.raises(UserError, match="cannot be committed: prompts, rollout, score, mask, train, evaluate not fini"):
         round.commit()
 
 
@@ -80,7 +80,7 @@ def test_rounds_are_chained_by_manifests_and_checkpoints(two_rounds):
     assert first.id == documents.sha256(two_rounds.get(layout.manifest("r", 0)))
     assert second.checkpoint_in == first.checkpoint_out != second.checkpoint_out
     assert committed_rounds(two_rounds, "r") == [0, 1] and list_runs(two_rounds) == ["r"]
-    assert {file.table for file in first.files} == {"prompts", "rollouts", "tokens", "mask", "steps"}
+    assert {file.table for file in first.files} == {"prompts", "rollouts", "tokens", "mask", "steps", "evaluation"}
 
 
 def test_the_manifest_lies_in_the_checkpoint_it_ended_with(two_rounds):
@@ -199,7 +199,7 @@ def test_a_snapshot_holds_committed_rounds_and_their_files(two_rounds):
     assert snapshot.rounds() == [("r", 0, True), ("r", 1, True)]
     assert [file.key for file in snapshot.files("r", 1, "tokens")] == [
         receipt.file.key for receipt in Round(two_rounds, "r", 1).receipts("score")]
-    assert snapshot.files("r", 1, "evaluation") == []
+    assert snapshot.files("r", 1, "hidden_states") == []
     assert snapshot.documents["r"]["teacher"] == {"fingerprint": "7ea0"}
 
 

@@ -1,0 +1,20 @@
+-- accuracy_by_round: held-out problems that the student that began the run, each round's student and the teacher solve.
+-- grain: run, task, role, round
+-- columns:
+--   run: run id
+--   task: name of the benchmark
+--   role: start (the student that began the run) | student (after the round) | teacher
+--   round: round, from 0
+--   problems: count
+--   k: answers per problem
+--   avg_at_k: share of 1, of answers that are right
+--   avg_at_k_low: lower end of the 95 % interval
+--   avg_at_k_high: upper end
+--   pass_at_k: share of 1, of problems with a right answer among k
+--   pass_at_k_low: lower end of the 95 % interval
+--   pass_at_k_high: upper end
+--   truncation_rate: share of answers that were cut off at the token limit
+SELECT run, task, role, round, problems, k, avg_at_k, avg_at_k_low, avg_at_k_high, pass_at_k, pass_at_k_low,
+       pass_at_k_high, truncation_rate
+FROM accuracy
+ORDER BY run, task, role = 'teacher', role <> 'start', round;
