@@ -251,6 +251,9 @@ def test_shipped_masks_touch_what_they_say():
     tokens = made.tokens(RESPONSES, teacher_entropy=[3.5, 3.0, 0.0, 9.0, 1.0], teacher_log_prob=[-30, -20, -21, -1, -1])
     assert shipped("teacher_entropy", tokens) == {"tokens": 5, "masked": 0, "reasons": {"teacher_entropy": 2}}
     assert shipped("large_gap", tokens) == {"tokens": 5, "masked": 2, "reasons": {"large_gap": 2}}
+    settled = made.tokens(RESPONSES, student_log_prob=[-0.005, -0.02, -0.005, 0, -1],
+                          teacher_log_prob=[-0.01, 0, -0.02, 0, -1])
+    assert shipped("settled", settled) == {"tokens": 5, "masked": 2, "reasons": {"settled": 2}}
     cut = made.rollouts(RESPONSES, finish_reason=["stop", "length"])
     assert shipped("truncated", tokens, cut) == {"tokens": 5, "masked": 2, "reasons": {"truncated": 2}}
 
