@@ -11,10 +11,10 @@ Promises:
   (`opd verify` does that). With `verified`, and always on an object store, they are read through storefiles.py,
   which checks size and sha256 of every file that is opened.
 
-No connection outlives its process, nothing is written: the catalog is views, rebuilt in milliseconds.
+No connection outlives its process, nothing is written: the catalog is views, rebuilt in milliseconds. (The same views
+in a file that any DuckDB client opens are catalog_file.py.)
 """
 
-import json
 import os
 import re
 import tempfile
@@ -30,25 +30,14 @@ from storage.errors import IntegrityError, UserError
 from storage.guard import check_reads_only, one_line
 from storage.objects import LocalStore, ObjectStore
 from storage.records import ShardFile
-from storage.rounds import Round
 from storage.scratch import remove_own, scratch_folder
+from storage.small_relations import SMALL
 from storage.snapshot import Snapshot
-from storage.vocabulary import SCHEMA as VOCABULARY
-from storage.vocabulary import vocabulary
 
-VIEWS = ("rollouts", "tokens", "masked_tokens", "topk", "steps", "evaluations", "shards", "timings", "vocabulary",
-         "rounds")
+VIEWS = ("rollouts", "tokens", "masked_tokens", "topk", "steps", "evaluations", "accuracy", "shards", "timings",
+         "vocabulary", "rounds")
 """In the order in which they are created: `rounds` reads others."""
 
-_STAGE_OF_TABLE = {"prompts": "prompts", "rollouts": "rollout", "tokens": "score", "mask": "mask", "steps": "train"}
-_ROUNDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("committed", pa.bool_()),
-                     ("manifest_id", pa.string())])
-_SHARDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.string()), ("shard", pa.int32()),
-                     ("table_name", pa.string()), ("key", pa.string()), ("rows", pa.int64()),
-                     ("size_bytes", pa.int64()), ("sha256", pa.string()), ("committed", pa.bool_())])
-_TIMINGS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.string()), ("shard", pa.int32()),
-                      ("seconds", pa.float64()), ("rows", pa.int64()), ("host", pa.string()),
-                      ("details", pa.string())])
 _WILDCARDS = re.compile(r"[*?\[\]]")
 _RAISED_IN_STORAGE = re.compile(r"^(?:storage\.errors\.)?(?:IntegrityError|MissingObject): (?P<line>.*)", re.MULTILINE)
 """How DuckDB reports what storefiles.py raised: as the text of a traceback."""
@@ -63,22 +52,30 @@ def connect(store: ObjectStore, snapshot: Snapshot, *, locked: bool = True, veri
     """
     connection = open_connection(threads)
     direct = _directly_readable(store, verified)
-    paths = _local_paths(snapshot) if direct else _registered_paths(connection, snapshot)
-    _register_small(connection, snapshot)
-    _create_views(connection, VIEWS)
-    for table in relations.TABLES:
-        arms = relations.file_arms(snapshot, table, paths)
-        if arms:
-            connection.execute(relations.relation(table, arms))
+    paths = local_paths(snapshot) if direct else _registered_paths(connection, snapshot)
+    for name, (schema, compute) in SMALL.items():
+        _register(connection, name, schema, lambda compute=compute: compute(snapshot))
+    create_views(connection, VIEWS)
+    fill_from_files(connection, snapshot, paths)
     if locked:
         lock(connection, sorted(paths.values()))
+    return connection
+
+
+def connect_empty():
+    """A locked connection whose views have their columns and types and no rows: it needs no store."""
+    connection = open_connection(threads=1)
+    for name, (schema, _) in SMALL.items():
+        _register(connection, name, schema, schema.empty_table)
+    create_views(connection, VIEWS)
+    lock(connection, [])
     return connection
 
 
 def connect_tables(tables: Mapping[str, pa.Table], *, run: str = "run", number: int = 0, locked: bool = True):
     """A connection whose views hold these Arrow tables (`tokens`, `rollouts`, ...) as round `number`."""
     connection = open_connection(threads=1)
-    _create_views(connection, ("rollouts", "tokens", "masked_tokens", "topk", "steps", "evaluations"))
+    create_views(connection, ("rollouts", "tokens", "masked_tokens", "topk", "steps", "evaluations", "accuracy"))
     for name, table in tables.items():
         connection.register(f"given_{name}", table)
         connection.execute(relations.relation(name, [relations.table_arm(f"given_{name}", table.schema, run, number)]))
@@ -100,10 +97,13 @@ def run_select(connection, sql: str, parameters: Mapping[str, Any] | Sequence[An
     try:
         return connection.sql(sql, params=parameters or None).to_arrow_table()
     except duckdb.Error as error:
-        raised = _RAISED_IN_STORAGE.search(str(error))
-        if raised:
-            raise IntegrityError(raised["line"]) from None
-        raise UserError(f"SQL: {one_line(error)}") from None
+        raise told(error, "SQL") from None
+
+
+def told(error: Exception, what: str) -> IntegrityError | UserError:
+    """DuckDB's error as one line: an IntegrityError if storefiles.py raised it, else the user's, of `what`."""
+    raised = _RAISED_IN_STORAGE.search(str(error))
+    return IntegrityError(raised["line"]) if raised else UserError(f"{what}: {one_line(error)}")
 
 
 def open_connection(threads: int | None = None):
@@ -139,20 +139,16 @@ def verified_paths(snapshot: Snapshot) -> list[str]:
     """What `lock` must allow on a connection with `verified`."""
     from storage.storefiles import address
 
-    return [address(file) for file in _files(snapshot)]
+    return [address(file) for file in files(snapshot)]
 
 
-def _files(snapshot: Snapshot) -> list[ShardFile]:
+def files(snapshot: Snapshot) -> list[ShardFile]:
+    """Every shard of every table that SQL knows."""
     return [file for run, number, _ in snapshot.rounds() for table in relations.TABLES
             for file in snapshot.files(run, number, table)]
 
 
-def _directly_readable(store: ObjectStore, verified: bool) -> bool:
-    """DuckDB takes `*`, `?` and `[` in a path for wildcards: a store below such a folder goes the other way."""
-    return isinstance(store, LocalStore) and not verified and not _WILDCARDS.search(str(store.root))
-
-
-def _create_views(connection, views: Sequence[str]) -> None:
+def create_views(connection, views: Sequence[str]) -> None:
     """Macros and views, over relations that are still empty: making a view binds all it reads, down to the files."""
     for table in relations.TABLES:
         connection.execute(relations.relation(table))
@@ -161,19 +157,29 @@ def _create_views(connection, views: Sequence[str]) -> None:
             connection.execute(sqlfiles.load(kind, name).text)
 
 
-def _local_paths(snapshot: Snapshot) -> dict[str, str]:
+def fill_from_files(connection, snapshot: Snapshot, paths: Mapping[str, str]) -> None:
+    """Give the relations of `create_views` the snapshot's files. `paths` maps keys to what DuckDB opens."""
+    for table in relations.TABLES:
+        arms = relations.file_arms(snapshot, table, paths)
+        if arms:
+            connection.execute(relations.relation(table, arms))
+
+
+def local_paths(snapshot: Snapshot) -> dict[str, str]:
     """Key -> the file itself. `local_path` refuses symbolic links, which would lead out of the store."""
-    return {file.key: str(snapshot.store.local_path(file.key)) for file in _files(snapshot)}
+    return {file.key: str(snapshot.store.local_path(file.key)) for file in files(snapshot)}
+
+
+def _directly_readable(store: ObjectStore, verified: bool) -> bool:
+    """DuckDB takes `*`, `?` and `[` in a path for wildcards: a store below such a folder goes the other way."""
+    return isinstance(store, LocalStore) and not verified and not _WILDCARDS.search(str(store.root))
 
 
 def _registered_paths(connection, snapshot: Snapshot) -> dict[str, str]:
     from storage.storefiles import StoreFiles, address
 
-    connection.register_filesystem(StoreFiles(snapshot.store, _files(snapshot)))
-    return {file.key: address(file) for file in _files(snapshot)}
-
-
-# --- small relations: from the snapshot itself, read when a query asks for them ---
+    connection.register_filesystem(StoreFiles(snapshot.store, files(snapshot)))
+    return {file.key: address(file) for file in files(snapshot)}
 
 
 class _Lazy:
@@ -189,34 +195,6 @@ class _Lazy:
         return self._compute().cast(self._schema).__arrow_c_stream__(requested_schema)
 
 
-def _register_small(connection, snapshot: Snapshot) -> None:
-    small = {"rounds": (_ROUNDS, _rounds), "shards": (_SHARDS, _shards), "timings": (_TIMINGS, _timings),
-             "vocabulary": (VOCABULARY, vocabulary)}
-    for name, (schema, compute) in small.items():
-        connection.register(f"raw_{name}", _Lazy(schema, lambda compute=compute: compute(snapshot)))
-        connection.execute(f"CREATE VIEW raw.{name} AS SELECT * FROM raw_{name}")
-
-
-def _rounds(snapshot: Snapshot) -> pa.Table:
-    manifests = [(run, number, snapshot.manifest(run, number)) for run, number, _ in snapshot.rounds()]
-    return pa.Table.from_pylist(
-        [{"run": run, "round": number, "committed": manifest is not None,
-          "manifest_id": manifest.id if manifest else None} for run, number, manifest in manifests], _ROUNDS)
-
-
-def _shards(snapshot: Snapshot) -> pa.Table:
-    return pa.Table.from_pylist(
-        [{"run": run, "round": number, "stage": _STAGE_OF_TABLE.get(file.table, file.table),
-          "shard": relations.place(file.key).shard, "table_name": file.table, "key": file.key, "rows": file.rows,
-          "size_bytes": file.size, "sha256": file.sha256, "committed": committed}
-         for run, number, committed in snapshot.rounds() for table in relations.TABLES
-         for file in snapshot.files(run, number, table)], _SHARDS)
-
-
-def _timings(snapshot: Snapshot) -> pa.Table:
-    rows = [{"run": run, "round": number, **timing} for run, number, _ in snapshot.rounds()
-            for timing in Round(snapshot.store, run, number).timings()]
-    known = set(_TIMINGS.names)
-    return pa.Table.from_pylist(
-        [{**row, "details": json.dumps({name: value for name, value in row.items() if name not in known},
-                                       sort_keys=True)} for row in rows], _TIMINGS)
+def _register(connection, name: str, schema: pa.Schema, compute: Callable[[], pa.Table]) -> None:
+    connection.register(f"raw_{name}", _Lazy(schema, compute))
+    connection.execute(f"CREATE VIEW raw.{name} AS SELECT * FROM raw_{name}")

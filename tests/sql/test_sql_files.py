@@ -35,7 +35,8 @@ def test_a_views_header_lists_its_columns_in_order(connection, name):
 @pytest.mark.parametrize("kind,name", [file for file in FILES if file[0] in ("reports", "checks")])
 def test_a_report_or_check_returns_what_its_header_lists(connection, kind, name):
     file = sqlfiles.load(kind, name)
-    assert catalog.query(connection, file.text).column_names == list(file.columns)
+    found = catalog.query(connection, file.text, dict.fromkeys(file.parameters))
+    assert found.column_names == list(file.columns)
 
 
 @pytest.mark.parametrize("name", sqlfiles.names("macros"))
@@ -50,7 +51,7 @@ def test_every_check_has_its_place_in_the_order():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="no 'gap' in sql/reports: it has gap_by_position, masked_by_reason"):
+    with pytest.raises(UserError, match="no 'gap' in sql/reports: it has .*gap_by_position, "):
         sqlfiles.load("reports", "gap")
 
 
