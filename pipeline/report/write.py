@@ -1,0 +1,42 @@
+"""Writing a report: RUN.html and RUN.md, or RUN-round-N.html and .md. The same store gives the same bytes."""
+
+import os
+import uuid
+from pathlib import Path
+
+from pipeline.report.asked import open_source
+from storage.errors import UserError
+from storage.objects import ObjectStore
+
+
+def write_report(store: ObjectStore, run: str, number: int | None, folder: Path) -> dict[str, str]:
+    """Write the report of a run, or of its round `number`, into `folder`. Returns {"html", "markdown"}: the paths.
+
+    A run that goes on meanwhile does not disturb: what is shown is one snapshot. Raises UserError if there is no such
+    run or round, or if the folder cannot be written.
+    """
+    from pipeline.report import html, markdown
+    from pipeline.report.build import build
+
+    report = build(open_source(store, run, number))
+    name = run if number is None else f"{run}-round-{number}"
+    texts = {"html": (folder / f"{name}.html", html.render(report)),
+             "markdown": (folder / f"{name}.md", markdown.render(report))}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.values():
+            replace(path, text)
+    except OSError as error:
+        raise UserError(f"report: cannot write to {folder} ({error.strerror}): name another folder with --out") \
+            from error
+    return {kind: str(path) for kind, (path, _) in texts.items()}
+
+
+def replace(path: Path, text: str) -> None:
+    """Put `text` at `path` at once: whoever has the old file open never sees half of the new one."""
+    draft = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        draft.write_bytes(text.encode())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,17 @@
+-- timings_by_stage: what each stage cost: the wall time of its shards added up, and the bytes of their files. A shard
+-- that another round or run computed has no seconds here.
+-- grain: run, round, stage
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   stage: prompts | rollout | score | mask | train | evaluate
+--   shards: count
+--   seconds: wall time, summed over shards
+--   rows: count, of the shards' files
+--   rows_per_second: rows / seconds
+--   size_bytes: bytes
+SELECT run, round, stage, count(*) AS shards, sum(timings.seconds) AS seconds, sum(shards.rows)::BIGINT AS rows,
+       sum(shards.rows) / nullif(sum(timings.seconds), 0) AS rows_per_second, sum(size_bytes)::BIGINT AS size_bytes
+FROM shards LEFT JOIN timings USING (run, round, stage, shard)
+GROUP BY run, round, stage
+ORDER BY run, round, list_position(['prompts', 'rollout', 'score', 'mask', 'train', 'evaluate'], stage);
