@@ -1,6 +1,7 @@
 """The SQL that ships, for people: what there is, what a file's columns mean, and a saved report by its name."""
 
 import difflib
+import re
 import textwrap
 
 from storage.errors import UserError
@@ -101,7 +102,7 @@ def _pairs(pairs: list[tuple[str, str]], width: int) -> list[str]:
 
 
 def _first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".")
+    return re.split(r"\. (?=[A-Z])", text, maxsplit=1)[0].rstrip(".")  # "et al. 2021" does not end one
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -164,7 +164,9 @@ def _turned(columns: list[_Column], width: int, count: int) -> tuple[list[str], 
     if count == 1:
         return [line for column in columns for line in _one_row(column, side, room)], 1
     natural = [max(_cells(column.cells[place]) for column in columns) for place in range(count)]
-    cut = [[min(each, most, room) for each in natural] for most in _TURNED_TEXTS]
+    numbers = [max((_cells(column.cells[place]) for column in columns if column.is_number), default=0)
+               for place in range(count)]  # a number is whole or worthless: ids are typed into the next query
+    cut = [[max(min(each, most, room), least) for each, least in zip(natural, numbers)] for most in _TURNED_TEXTS]
     widths = min(cut, key=lambda widths: len(list(_blocks(widths, room))))
     lines: list[str] = []
     for places in _blocks(widths, room):

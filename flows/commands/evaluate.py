@@ -28,10 +28,19 @@ def run(arguments) -> int:
     if by_hand == (arguments.model is not None):
         raise UserError("evaluate needs --run and --round for a round's student, or --model and a config for any model")
     if by_hand:
+        _refuse(arguments, "--run and --round", {"config": "a config", "set": "--set", "out": "--out"})
         return stage.run(arguments)
+    _refuse(arguments, "--model", {"run_id": "--run", "number": "--round", "shard": "--shard"})
     if arguments.config is None:
         raise UserError("evaluate --model needs a config, whose [evaluation] names the problems")
     return grade_model(arguments)
+
+
+def _refuse(arguments, mode: str, others: dict[str, str]) -> None:
+    """Raise UserError for what would be ignored."""
+    given = next((said for name, said in others.items() if getattr(arguments, name) not in (None, [])), None)
+    if given:
+        raise UserError(f"evaluate with {mode} takes no {given}: leave one of them out")
 
 
 def grade_model(arguments) -> int:
@@ -39,10 +48,11 @@ def grade_model(arguments) -> int:
     from flows.child import Child
     from flows.progress import ProgressBars
     from pipeline.config import load_config
+    from storage.newfile import check_target
 
     config = load_config(arguments.config, arguments.set)
-    if arguments.out is not None and arguments.out.exists():
-        raise UserError(f"evaluate: {arguments.out} exists already; name another file")
+    if arguments.out is not None and check_target(arguments.out).suffix != ".parquet":
+        raise UserError(f"evaluate --out writes Parquet: name {arguments.out.with_suffix('.parquet')}")
     with Child() as child, ProgressBars() as bars:
         found = child.call("evaluate_model", bars.bar(f"grading {arguments.model}"), model=arguments.model,
                            config=config.model_dump(mode="json"), out=arguments.out and str(arguments.out))

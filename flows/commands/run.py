@@ -44,17 +44,23 @@ def play(config, prefect: bool) -> dict:
         return distill(config, bars.bar)
 
 
-def print_result(config, result: dict, as_json: bool) -> None:
+def tracker_warnings(result: dict) -> list[str]:
+    """What trackers did not get, a line each."""
     from storage.text import printable
 
+    return [printable(f"warning: tracker {tracker} after round {played['round']}: {problem}")
+            for played in result["played"] for tracker, problem in played.get("trackers", {}).items()
+            if problem != "ok"]
+
+
+def print_result(config, result: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
     for played in result["played"]:
         print(f"round {played['round']} committed: {played['manifest'][:12]}")
-        for tracker, problem in played.get("trackers", {}).items():
-            if problem != "ok":
-                print(printable(f"warning: {tracker}: {problem}"))
+    for warning in tracker_warnings(result):
+        print(warning)
     if not result["played"]:
         print(f"{config.run}: all {config.rounds} rounds were committed already")
     print(f"{config.run} lies in {config.store}; ask it: opd sql overlap_by_round --store {config.store}")

@@ -9,10 +9,11 @@ from pipeline.config import RunConfig
 from pipeline.config.evaluation import Benchmark
 from pipeline.context import Progress
 from pipeline.evaluate.grade import Graded, grade
-from pipeline.evaluate.problems import read_benchmark
+from pipeline.evaluate.problems import check_fits, read_benchmark
 from pipeline.models import fingerprint, resolve
 from pipeline.prompts.pool import Prompt
 from storage.errors import UserError
+from storage.newfile import new_file
 
 
 def evaluate_model(config: RunConfig, model: str, out: Path | None, progress: Progress) -> list[dict]:
@@ -24,10 +25,13 @@ def evaluate_model(config: RunConfig, model: str, out: Path | None, progress: Pr
     settings = config.student.model_copy(update={"path": model, "revision": None})
     folder = resolve(settings)
     graded = Graded(folder, settings, fingerprint(folder))
+    for benchmark in config.evaluation.benchmark:
+        check_fits(benchmark, config, settings, read_benchmark(benchmark, config.prompts))
     rows = pa.concat_tables(grade(graded, each, _problems(each, config), config, role="student", progress=progress)
                             for each in config.evaluation.benchmark)
     if out is not None:
-        _write(rows, out)
+        with new_file(out) as temp:
+            pq.write_table(rows, temp)
     return query(connect_tables({"evaluation": rows}),
                  "SELECT * EXCLUDE (run, round, role) FROM accuracy ORDER BY task").to_pylist()
 
@@ -35,11 +39,3 @@ def evaluate_model(config: RunConfig, model: str, out: Path | None, progress: Pr
 def _problems(benchmark: Benchmark, config: RunConfig) -> list[Prompt]:
     """In the order of a round's plan: batches of the same problems give the same answers."""
     return [problem for _, problem in sorted(read_benchmark(benchmark, config.prompts).items())]
-
-
-def _write(rows: pa.Table, out: Path) -> None:
-    try:
-        with open(out, "xb") as file:
-            pq.write_table(rows, file)
-    except OSError as error:
-        raise UserError(f"evaluate: {out} cannot be written ({error.strerror}); name another file") from None

@@ -1,10 +1,13 @@
 """The evaluation key: answers with one key are the same answers, whichever run asked for them."""
 
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.config.evaluation import Benchmark
 from pipeline.context import RoundContext
-from pipeline.evaluate.grade import Graded
+from pipeline.evaluate.grade import Graded, sampling
+from pipeline.models import config_hash, device, load_tokenizer
+from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from pipeline.versions import public
 from storage import documents
 from storage.errors import UserError
@@ -15,19 +18,18 @@ FORMAT = 1
 
 
 def evaluation_key(context: RoundContext, shard: EvaluationShard, benchmark: Benchmark, graded: Graded) -> str:
-    """sha256 over the model, the problems, how it answers them, and what computes and grades."""
-    config, document = context.config, context.document
-    facts = document["teacher" if shard.role == "teacher" else "student"]
-    settings = config.evaluation
+    """sha256 over the model's own files, the problems, how it answers them, and what computes and grades."""
+    config, document, settings = context.config, context.document, context.config.evaluation
+    tokenizer = load_tokenizer(graded.folder, trust_remote_code=graded.settings.trust_remote_code)
     return documents.sha256(documents.dump({
         "format": FORMAT,
-        "model": {"weights": graded.fingerprint, "dtype": graded.settings.dtype, "attention": graded.settings.attention,
-                  **{name: facts[name] for name in ("config_hash", "tokenizer_hash", "template_hash")}},
+        "model": {"weights": graded.fingerprint, "config": config_hash(graded.folder),
+                  "tokenizer": tokenizer_hash(tokenizer), "template": template_hash(tokenizer),
+                  "dtype": graded.settings.dtype, "attention": graded.settings.attention},
         "role": shard.role, "benchmark": shard.benchmark, "prompt_ids": shard.prompt_ids,
         "samples": benchmark.samples, "seed": settings.seed, "timeout_s": settings.timeout_s,
-        "sampling": {name: getattr(settings, name) or getattr(config.rollout, name)
-                     for name in ("temperature", "top_p", "max_new_tokens")},
-        "engine": config.rollout.engine.model_dump(mode="json"), "threads": config.threads,
+        "sampling": asdict(sampling(config, graded.folder, tokenizer)),
+        "engine": config.rollout.engine.model_dump(mode="json"), "threads": config.threads, "device": device().type,
         "versions": {name: public(document["versions"][name]) for name in ("torch", "transformers", "tokenizers")},
         "checker": _checker_version()}))
 

@@ -18,6 +18,9 @@ from pipeline.prompts.sources import read_source
 from pipeline.prompts.templates import encode
 from storage.errors import UserError
 
+SOURCE = "evaluation.benchmark.source"
+"""The keys that an error about a benchmark's source names."""
+
 
 def read_benchmark(benchmark: Benchmark, prompts: Prompts) -> dict[int, Prompt]:
     """Problems by id. Raises UserError for a problem without a reference answer: nothing could grade it."""
@@ -27,13 +30,16 @@ def read_benchmark(benchmark: Benchmark, prompts: Prompts) -> dict[int, Prompt]:
 @lru_cache(maxsize=8)
 def _read(prompts: Prompts, _folder) -> dict[int, Prompt]:
     """Kept for the next shard of this process; the folder is where hub sources are looked for."""
-    found, _ = read_prompts(prompts)
+    try:
+        found, _ = read_prompts(prompts)
+    except UserError as error:  # which speaks of the section that it was written for
+        raise UserError(f"benchmark {prompts.task}: {error}".replace("prompts.source", SOURCE)) from error
     if not found:
         raise UserError(f"benchmark {prompts.task} has no problems: name another file, split or limit")
     unanswered = next((each for each in found.values() if each.ground_truth is None), None)
     if unanswered:
         raise UserError(f"benchmark {prompts.task}: row {unanswered.source_row} has no reference answer: name its "
-                        "column as evaluation.benchmark.source.answer, or leave the row out")
+                        f"column as {SOURCE}.answer, or leave the row out")
     return found
 
 
@@ -73,7 +79,7 @@ def _facts(benchmark: Benchmark, config: RunConfig, trained_on: set[str]) -> dic
                         f"{len(found)} problems; name another split, or another data set")
     graded = (config.student, config.teacher) if config.evaluation.teacher else (config.student,)
     for model in graded:
-        _check_fits(benchmark, config, model, found)
+        check_fits(benchmark, config, model, found)
     return {"problems": len(found), "sha256": _sha256(sorted(found))}
 
 
@@ -82,7 +88,8 @@ def _questions(prompts: Prompts) -> set[str]:
     return {" ".join(json.dumps(row.question, ensure_ascii=False).split()) for row in read_source(prompts.source).rows}
 
 
-def _check_fits(benchmark: Benchmark, config: RunConfig, model: Model, found: dict[int, Prompt]) -> None:
+def check_fits(benchmark: Benchmark, config: RunConfig, model: Model, found: dict[int, Prompt]) -> None:
+    """Raise UserError if a problem and its answer may not fit into what `model` reads."""
     from pipeline.models import load_tokenizer
 
     longest = max(map(len, encode([each.messages for each in found.values()], load_tokenizer(model))))

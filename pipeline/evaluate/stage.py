@@ -10,10 +10,10 @@ the same problems in the same way, its rows are copied and not computed again (t
 from pipeline.context import RoundContext
 from pipeline.evaluate.grade import Graded, grade
 from pipeline.evaluate.key import evaluation_key
-from pipeline.evaluate.problems import read_benchmark
+from pipeline.evaluate.problems import planned_problems, read_benchmark
 from pipeline.evaluate.reuse import find_rows
 from pipeline.models import pinned, resolve
-from pipeline.provenance import check_teacher
+from pipeline.provenance import check_teacher, check_teacher_words
 from storage import documents, layout
 from storage.records import CheckpointFiles
 from storage.rounds import Receipt, local_checkpoint, starting_checkpoint
@@ -28,6 +28,7 @@ def run(context: RoundContext, shard: int) -> Receipt:
     key = evaluation_key(context, planned, benchmark, graded)
     rows, origin = find_rows(context.store, key) if planned.role != "student" else (None, None)
     if rows is None:
+        planned_problems(context.config, context.document["benchmarks"])  # they are still those of the plan
         problems = read_benchmark(benchmark, context.config.prompts)
         rows = grade(graded, benchmark, [problems[each] for each in planned.prompt_ids], context.config,
                      role=planned.role, progress=context.progress)
@@ -46,6 +47,7 @@ def _graded(context: RoundContext, role: str) -> tuple[Graded, dict[str, str]]:
         facts = context.document["teacher"]
         model = pinned(context.config.teacher, facts)
         check_teacher(model, facts)
+        check_teacher_words(model, facts)
         return Graded(resolve(model), model, facts["fingerprint"]), {}
     checkpoint = _checkpoint(context, role)
     files = {file.key: file.sha256 for file in checkpoint.files if not is_optimizer(file.key.rsplit("/", 1)[-1])}

@@ -59,12 +59,12 @@ def scores_table(source: Source) -> Table:
 
 
 def along_table(source: Source) -> Table:
-    rows = [[str(row["first_position"]), count(row["tokens"]), number(row["mean_gap"]),
+    rows = [[str(row["first_position"]), count(row["tokens"]), number(row["reverse_kl"]), number(row["mean_gap"]),
              number(row["gap_lower_decile"]), number(row["student_entropy"]), number(row["teacher_entropy"]),
              number(row["student_mass"])] for row in source.rows("gap_along_response")]
-    return Table(["from position", "tokens", "mean gap", "lower decile", "student's entropy", "teacher's entropy",
-                  "student's mass"], rows, source.command("gap_along_response"), "Along the response. Gaps and "
-                 "entropies in nats.", frozenset(range(7)), folded=True)
+    return Table(["from position", "tokens", "reverse KL", "mean gap", "lower decile", "student's entropy", "teacher's entropy",
+                  "student's mass"], rows, source.command("gap_along_response"), "Along the response. KL, gaps "
+                 "and entropies in nats.", frozenset(range(8)), folded=True)
 
 
 def histogram_table(source: Source) -> Table:
@@ -78,9 +78,12 @@ def histogram_table(source: Source) -> Table:
 
 
 def gap_plots(source: Source) -> list[Plot]:
-    """Mean and lower decile of the gap by position, a line per round."""
+    """KL, and mean and lower decile of the gap, by position, a line per round."""
     rows = well_filled(source.compared("gap_along_response"))
-    return [along(source, rows, "mean_gap", "Mean gap along the response", "nats",
+    return [along(source, rows, "reverse_kl", "Reverse KL along the response", "nats",
+                  "KL(student || teacher) of the student's top choices and the rest as one: what is left to learn at "
+                  "each depth."),
+            along(source, rows, "mean_gap", "Mean gap along the response", "nats",
                   "Where in a response the models part. Lines of later rounds should lie nearer to 0."),
             along(source, rows, "gap_lower_decile", "Lower decile of the gap", "nats",
                   "A tenth of the tokens lies below. A line that sinks to the right says that long responses leave "

@@ -1,5 +1,5 @@
--- rounds: one row per round: counts, and the means that tell how it went. Only what is selected is computed: the
--- overlap columns read the top-K lists (.5 to 1.5 s per million tokens), the others are scalar scans.
+-- rounds: one row per round: counts, and the means that tell how it went. Columns that are not selected are not read:
+-- the overlap columns read the top-K lists (.5 to 1.5 s per million tokens), the others are scalar scans.
 -- grain: run, round
 -- columns:
 --   run: run id
@@ -33,13 +33,13 @@
 --   drift: nats, largest KL(p_0 || p_now) of a step
 --   ess: share of 1, smallest effective sample size of a step
 --   staleness: optimizer steps, largest
---   evaluated: count, graded answers of the student that the round made
+--   evaluated: count, graded answers of the student that the round made; evaluation shows once the round is committed
 --   avg_at_k: share of 1, its right answers; mean over benchmarks
 --   pass_at_k: share of 1, its problems with a right answer among k; mean over benchmarks
 --   evaluation_truncation_rate: share of its answers that were cut off
 --   start_avg_at_k: share of 1, the student that began the run
 --   teacher_avg_at_k: share of 1, the teacher
---   gap_recovery: (avg_at_k - start_avg_at_k) / (teacher_avg_at_k - start_avg_at_k)
+--   gap_recovery: (avg_at_k - start_avg_at_k) / (teacher_avg_at_k - start_avg_at_k); null unless the teacher is better
 CREATE VIEW rounds AS
 SELECT run, round,
        coalesce(any_value(committed), false) AS committed,
@@ -77,8 +77,9 @@ SELECT run, round,
        any_value(evaluation_truncation_rate) AS evaluation_truncation_rate,
        any_value(start_avg_at_k) AS start_avg_at_k,
        any_value(teacher_avg_at_k) AS teacher_avg_at_k,
-       (any_value(avg_at_k) - any_value(start_avg_at_k))
-           / nullif(any_value(teacher_avg_at_k) - any_value(start_avg_at_k), 0) AS gap_recovery
+       CASE WHEN any_value(teacher_avg_at_k) > any_value(start_avg_at_k)
+           THEN (any_value(avg_at_k) - any_value(start_avg_at_k))
+               / (any_value(teacher_avg_at_k) - any_value(start_avg_at_k)) END AS gap_recovery
 FROM (
     SELECT run, round, committed, manifest_id FROM raw.rounds
     UNION ALL BY NAME
@@ -126,14 +127,16 @@ FROM (
            avg(avg_at_k) AS avg_at_k,
            avg(pass_at_k) AS pass_at_k,
            sum(truncation_rate * samples) / sum(samples) AS evaluation_truncation_rate
-    FROM accuracy WHERE role = 'student' GROUP BY run, round
+    FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND accuracy.round = rounds.round AND committed
+    WHERE role = 'student' GROUP BY run, round
     UNION ALL BY NAME
     SELECT run, raw.rounds.round, start_avg_at_k, teacher_avg_at_k
     FROM raw.rounds JOIN (
         SELECT run,
                avg(avg_at_k) FILTER (role = 'start') AS start_avg_at_k,
                avg(avg_at_k) FILTER (role = 'teacher') AS teacher_avg_at_k
-        FROM accuracy WHERE round = 0 GROUP BY run
+        FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND rounds.round = 0 AND committed
+        WHERE round = 0 GROUP BY run
     ) USING (run)
 )
 GROUP BY run, round;

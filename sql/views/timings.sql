@@ -3,7 +3,7 @@
 -- columns:
 --   run: run id
 --   round: round, from 0
---   stage: prompts | rollout | score | mask | train
+--   stage: prompts | rollout | score | mask | train | evaluate
 --   shard: index in the stage, from 0
 --   seconds: wall time
 --   rows: count, of the shard's file

@@ -75,7 +75,11 @@ def test_any_model_is_graded_as_the_round_graded_it(finished, tmp_path):  # noqa
 
 def test_evaluate_says_what_it_needs(finished, tmp_path):  # noqa: F811
     for arguments, said in ((["--run", "tiny"], "--run and --round"), (["--model", "m"], "needs a config"), (
-            ["--run", "tiny", "--round", "0", "--model", "m"], "--run and --round")):
+            ["--run", "tiny", "--round", "0", "--model", "m"], "--run and --round"), (
+            ["--run", "tiny", "--round", "0", "--out", "x.parquet"], "takes no --out"), (
+            ["--model", "m", "c.toml", "--shard", "1"], "takes no --shard"), (
+            ["--model", "m", finished / "config.toml", "--out", "x.csv"], "name x.parquet"), (
+            ["--model", "m", finished / "config.toml", "--out", "no/x.parquet"], "folder no does not exist")):
         done = opd("evaluate", *arguments, check=False)
         assert done.returncode == 2 and said in done.stderr
     text = (finished / "config.toml").read_text()
@@ -101,10 +105,46 @@ def test_problems_that_are_trained_on_ungraded_or_too_long_are_refused(tmp_path)
     refused(tmp_path, f"evaluation.benchmark.0.source.path='{tmp_path}/problems.jsonl'", said="is not held out: "
             "prompts.source has 64 of its 64 problems")
     refused(tmp_path, "evaluation.benchmark.0.source.answer=''", said="no reference answer")
-    refused(tmp_path, "evaluation.benchmark.0.source.path='missing.jsonl'", said="missing.jsonl")
+    refused(tmp_path, "evaluation.benchmark.0.source.path='missing.jsonl'", said="benchmark sums: prompts file missing.jsonl "
+            "does not exist: evaluation.benchmark.source.path names")
     refused(tmp_path, "evaluation.max_new_tokens=4096", said="lower evaluation.max_new_tokens")
     refused(tmp_path, "evaluation.benchmark.0.name='a b'", said="evaluation.benchmark.0.name = 'a b'")
     refused(tmp_path, "evaluation.evry=2", said="did you mean evaluation.every?")
+
+
+def test_a_teacher_that_writes_otherwise_is_another_teacher(finished, tmp_path):  # noqa: F811
+    """Other places to end, another template: not the rows of the first, and refused where the run knows better."""
+    import shutil
+
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "config.toml"
+    config.write_text(config.read_text().replace(str(finished), str(tmp_path)))
+    generation = tmp_path / "teacher/generation_config.json"
+    settings = json.loads(generation.read_text())
+    generation.write_text(json.dumps({**settings, "eos_token_id": [*range(60, 90)]}))
+    opd("run", config, "--set", "run=other", "--set", "rounds=1")
+    timings = Round(open_store(str(tmp_path / "store")), "other", 0).timings()
+    plan = Round(open_store(str(tmp_path / "store")), "other", 0).plan()
+    copied = {plan.evaluation[timing["shard"]].role for timing in timings if "reused_from" in timing}
+    assert copied == {"start"}
+    opd("start", config, "--set", "run=third")
+    (tmp_path / "teacher/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    done = opd("run", config, "--set", "run=third", check=False)
+    assert done.returncode == 2 and "template_hash differs" in done.stderr
+
+
+def test_another_runs_damage_is_not_this_runs(finished, tmp_path):  # noqa: F811
+    import shutil
+
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "config.toml"
+    config.write_text(config.read_text().replace(str(finished / "store"), str(tmp_path / "store")))
+    folder = tmp_path / "store/run=tiny/round=0"
+    (folder / "receipts/evaluate-0.json").write_bytes(b"{}")
+    for shard in (folder / "evaluation").iterdir():
+        shard.write_bytes(b"PAR1")
+    opd("run", config, "--set", "run=other", "--set", "rounds=1")
+    assert rows(tmp_path, 0, "other") == rows(finished, 0)
 
 
 def test_two_benchmarks_of_one_name_are_refused(tmp_path):

@@ -39,7 +39,13 @@ def graded(tmp_path_factory):
     made.start_run(store, folder, "level")
     made.commit_round(store, folder, "level", 0, parts, answers=[
         made.graded(role, FIRST) for role in ("start", "teacher", "student")])
-    return catalog.connect(store, take_snapshot(store))
+    made.start_run(store, folder, "worse")
+    none = {key: [False, False] for key in FIRST}
+    made.commit_round(store, folder, "worse", 0, parts, answers=[
+        made.graded("start", FIRST), made.graded("teacher", none), made.graded("student", none)])
+    third = made.begin_round(store, "made", 2, parts, answers=2)
+    third.finish("evaluate", 0, "evaluation", made.graded("student", FIRST), inputs={})
+    return catalog.connect(store, take_snapshot(store, in_progress=True))
 
 
 def ask(connection, sql: str) -> list[dict]:
@@ -56,7 +62,7 @@ def test_accuracy_counts_answers_and_problems(graded):
 
 def test_gap_recovery_is_the_share_of_the_way_from_start_to_teacher_over_the_mean_of_benchmarks(graded):
     """Start (3/8 + 0) / 2, teacher 1; after round 0 (3/8 + 1/2) / 2, after round 1 all."""
-    first, second = ask(graded, "FROM rounds WHERE run = 'made' ORDER BY round")
+    first, second = ask(graded, "FROM rounds WHERE run = 'made' AND committed ORDER BY round")
     assert [row["avg_at_k"] for row in (first, second)] == [7 / 16, 1.0]
     assert {(row["start_avg_at_k"], row["teacher_avg_at_k"]) for row in (first, second)} == {(3 / 16, 1.0)}
     assert [row["gap_recovery"] for row in (first, second)] == pytest.approx([4 / 13, 1.0])
@@ -64,8 +70,16 @@ def test_gap_recovery_is_the_share_of_the_way_from_start_to_teacher_over_the_mea
 
 
 def test_without_a_gap_there_is_no_recovery(graded):
-    assert ask(graded, "SELECT avg_at_k, gap_recovery FROM rounds WHERE run = 'level'") == [
-        {"avg_at_k": 3 / 8, "gap_recovery": None}]
+    rows = ask(graded, "SELECT run, avg_at_k, gap_recovery FROM rounds WHERE run IN ('level', 'worse') ORDER BY run")
+    assert [tuple(row.values()) for row in rows] == [("level", 3 / 8, None), ("worse", 0, None)]
+
+
+def test_an_evaluation_in_progress_is_in_accuracy_and_not_yet_in_rounds(graded):
+    """One of two benchmarks is graded: its mean beside the start's over both would be no recovery of anything."""
+    assert ask(graded, "SELECT task, samples FROM accuracy WHERE run = 'made' AND round = 2") == [
+        {"task": "sums", "samples": 8}]
+    (row,) = ask(graded, "SELECT avg_at_k, gap_recovery, teacher_avg_at_k FROM rounds WHERE run = 'made' AND round = 2")
+    assert row == {"avg_at_k": None, "gap_recovery": None, "teacher_avg_at_k": 1.0}
 
 
 def test_the_report_lists_start_rounds_and_teacher_in_this_order(graded):
@@ -73,13 +87,13 @@ def test_the_report_lists_start_rounds_and_teacher_in_this_order(graded):
 
     rows = ask(graded, load("reports", "accuracy_by_round").text)
     assert [(row["role"], row["round"]) for row in rows if (row["run"], row["task"]) == ("made", "sums")] == [
-        ("start", 0), ("student", 0), ("student", 1), ("teacher", 0)]
+        ("start", 0), ("student", 0), ("student", 1), ("student", 2), ("teacher", 0)]
 
 
 def test_the_checkpoint_of_an_answer_is_that_of_its_model(graded):
     rows = ask(graded, "SELECT DISTINCT round, role, checkpoint FROM evaluations WHERE run = 'made' ORDER BY ALL")
     assert [tuple(row.values()) for row in rows] == [(0, "start", 0), (0, "student", 1), (0, "teacher", None),
-                                                     (1, "student", 2)]
+                                                     (1, "student", 2), (2, "student", 3)]
 
 
 @pytest.mark.parametrize("samples, correct, k", [(4, 0, 1), (4, 1, 1), (4, 1, 2), (4, 2, 2), (4, 3, 2), (4, 4, 4),

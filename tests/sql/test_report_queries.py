@@ -57,6 +57,7 @@ def test_the_gap_along_a_response_has_buckets_that_fit_its_length(connection):
     assert rows[0]["gap_lower_decile"] == pytest.approx(-8.5 + 0.3 * 8)
     assert {(row["teacher_entropy"], row["student_entropy"]) for row in rows} == {(1.0, 0.5)}
     assert rows[0]["student_mass"] == pytest.approx(15 / 16)
+    assert [row["reverse_kl"] for row in rows] == pytest.approx([0.0] * 3)  # made lists of both models are alike
     wide = report(connection, "gap_along_response", 1)  # 40 positions: 20 buckets of two
     assert len(wide) == 20 and columns(wide[:5], "first_position", "positions", "tokens") == [
         (0, 2, 4), (2, 2, 4), (4, 2, 4), (6, 2, 4), (8, 2, 3)]

@@ -1,5 +1,7 @@
 """Every SQL file that ships: it loads, it is one object named like the file, and its header says what it returns."""
 
+import math
+
 import made_rounds as made
 import pytest
 
@@ -66,6 +68,9 @@ def test_an_unknown_name_lists_the_known_ones():
     ("overlap_ratio([1, 2, 3, 4], [2, 1])", 1.0),
     ("overlap_mass([1, 2, 3, 4], [2, 9], [ln(.5), ln(.25)])", 0.5),
     ("overlap_mass([1, 2, 3, 4], [8, 9], [ln(.5), ln(.25)])", 0.0),
+    ("reverse_kl_topk([ln(.5), ln(.25)], [ln(.25), ln(.5)])", 0.25 * math.log(2)),  # the rests are alike
+    ("reverse_kl_topk([ln(.5)], [ln(.25)])", 0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75)),
+    ("reverse_kl_topk([ln(.75), ln(.25)], [ln(.75), ln(.25)])", 0.0),  # nothing outside
     ("overlap_token_advantage([1, 2], [8, 9], [-1.0, -2.0], [-1.0, -2.0])", None),
     ("overlap_token_advantage([1, 2], [2, 1], [-1.0, -2.0], [-2.0, -3.0])", 0.0),  # renormalised, they agree
 ])

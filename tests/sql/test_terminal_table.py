@@ -121,6 +121,13 @@ def hidden(text: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") for character in text)
 
 
+def test_an_id_is_never_cut_it_is_typed_into_the_next_query():
+    table = pa.table({"rollout_id": pa.array([4230830457255123456, 9], pa.int64()),
+                      **{f"text_{n}": ["long " * 30] * 2 for n in range(6)}})
+    found, _ = table_lines(table, 60)
+    assert any("4230830457255123456" in line for line in found)
+
+
 VALUES = (st.none() | st.text(max_size=60) | st.lists(st.text(max_size=5), max_size=6))
 
 
