@@ -6,18 +6,19 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export VLLM_NO_USAGE_STATS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test bench clean
+.PHONY: quickstart test bench browser clean
 
 quickstart: .venv/installed
 	$(BIN)/opd quickstart
 
-test: .venv/installed
+test: .venv/installed browser
 	$(BIN)/python -m pytest tests
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.support_head
 	$(BIN)/python -m benchmarks.cache_layout
 	$(BIN)/python -m benchmarks.scorer
+	test -z "$$OPD_DATA_DIR" || $(BIN)/python -m benchmarks.answer_checker
 
 # torch goes first and alone: where its CPU build is at hand it is taken, and nothing later replaces it.
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +26,13 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+# Tests of pages open a real browser. Where there is none, and no right to install it, they are skipped by name.
+APT := DEBIAN_FRONTEND=noninteractive apt-get --yes --quiet --quiet
+browser:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	  && { $(APT) install chromium || { $(APT) update && $(APT) install chromium; }; } > /dev/null 2>&1; } \
+	  || echo "chromium is not here and was not installed: tests that need a browser are skipped"
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -9,11 +9,26 @@ import os
 import sys
 import traceback
 
-from flows.commands import doctor, init, lineage, quickstart, run, sql, stage, start, verify
+from flows.commands import (
+    catalog,
+    doctor,
+    evaluate,
+    init,
+    lineage,
+    quickstart,
+    report,
+    run,
+    serve,
+    sql,
+    stage,
+    start,
+    track,
+    verify,
+)
 from storage.errors import OpdError, UserError
 from storage.text import printable
 
-VERBS = (quickstart, init, doctor, run, start, stage, sql, verify, lineage)
+VERBS = (quickstart, init, doctor, run, serve, start, stage, evaluate, report, track, sql, catalog, verify, lineage)
 
 
 def main(argv: list[str] | None = None) -> int:

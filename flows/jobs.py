@@ -24,10 +24,12 @@ def preview(progress: Progress, config: dict) -> dict:
     config = RunConfig.model_validate(config)
     document = existing_run(config)
     if document is None:
-        return {"run": describe_run(config), "plan": preview_plan(config, 0)}
+        document = describe_run(config)
+        return {"run": document, "plan": preview_plan(config, document["benchmarks"], 0)}
     refuse_other_config(config, document)
     number = next_round(config.store, config.run, config.rounds)
-    return {"run": document, "plan": None if number is None else preview_plan(config, number)}
+    plan = None if number is None else preview_plan(config, document["benchmarks"], number)
+    return {"run": document, "plan": plan}
 
 
 def plan(progress: Progress, store: str, run: str, number: int) -> dict:
@@ -57,17 +59,45 @@ def make_pair(progress: Progress, folder: str, seed: int, threads: int | None) -
     return make_pair(Path(folder), seed, progress).as_dict()
 
 
-def closing(progress: Progress, config: dict) -> dict:
-    """Exact match of the run's student before and after, and of its teacher."""
-    from pipeline.quickstart.closing import closing
+def evaluate_model(progress: Progress, model: str, config: dict, out: str | None) -> list[dict]:
+    """Grade any model on the config's held-out problems; returns rows of the view `accuracy`."""
+    from pipeline.evaluate.any_model import evaluate_model
     from pipeline.stages import prepare_process
 
     config = RunConfig.model_validate(config)
     prepare_process(config.threads)
-    return closing(config, progress=progress).as_dict()
+    return evaluate_model(config, model, out and Path(out), progress)
 
 
-JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, closing)}
+def report(progress: Progress, store: str, run: str, number: int | None, folder: str) -> dict:
+    """Write the report of a run, or of its round `number`, into `folder`; returns the paths."""
+    from pipeline.report import write_report
+    from storage.objects import open_store
+
+    return write_report(open_store(store), run, number, Path(folder))
+
+
+def summary(progress: Progress, store: str, run: str, number: int) -> dict:
+    """A round in statistics: title, markdown and table, without any text of models or prompts."""
+    from pipeline.report import summary
+    from storage.objects import open_store
+
+    return summary(open_store(store), run, number)
+
+
+def track(progress: Progress, store: str, run: str, number: int, trackers: list[dict]) -> dict:
+    """Show the rounds up to `number` in each tracker; returns by tracker "ok" or one line about what is wrong."""
+    from pydantic import TypeAdapter
+
+    from pipeline.config.trackers import Tracker
+    from pipeline.track.feed import feed
+    from storage.objects import open_store
+
+    return feed(open_store(store), run, number, TypeAdapter(list[Tracker]).validate_python(trackers), progress)
+
+
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, evaluate_model, report, summary,
+                                  track)}
 
 
 @lru_cache(maxsize=1)

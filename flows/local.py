@@ -16,7 +16,21 @@ def distill(config: RunConfig, progress_for: Callable[[str], OnProgress]) -> dic
     played = []
     while (number := next_round(config.store, config.run, config.rounds)) is not None:
         played.append(distill_round(config.store, config.run, number, progress_for))
+        shown = show_in_trackers(config, number, progress_for)
+        played[-1] |= {"trackers": shown} if shown else {}
     return {"run": config.run, "played": played}
+
+
+def show_in_trackers(config: RunConfig, number: int, progress_for: Callable[[str], OnProgress]) -> dict[str, str]:
+    """Show the rounds up to a committed one in the config's trackers: by tracker "ok", or what is wrong with it.
+
+    None of them can fail a round: what one does not get now, the next round or `opd track` brings.
+    """
+    if not config.tracker:
+        return {}
+    with Child() as child:
+        return child.call("track", progress_for(f"round {number} trackers"), store=config.store, run=config.run,
+                          number=number, trackers=[each.model_dump(mode="json") for each in config.tracker])
 
 
 def distill_round(store: str, run: str, number: int, progress_for: Callable[[str], OnProgress]) -> dict:

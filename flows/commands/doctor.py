@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flows.commands.options import add_json, add_store, verb
 
@@ -20,12 +19,14 @@ LITTLE_DISK = 10 << 30
 
 def add(verbs) -> None:
     parser = verb(verbs, "doctor", run, "Check this machine: versions, devices, disk, data, Prefect.")
+    parser.add_argument("--fix", action="store_true", help="make the Prefect server's concurrency limits of this "
+                                                           "machine's devices")
     add_store(parser)
     add_json(parser)
 
 
 def run(arguments) -> int:
-    findings = [*versions(), device(), disk(arguments.store), data(), *prefect()]
+    findings = [*versions(), device(), disk(arguments.store), data(), *prefect(arguments.fix)]
     if arguments.json:
         print(json.dumps([dict(zip(("level", "what", "text"), finding)) for finding in findings]))
     else:
@@ -79,19 +80,18 @@ def data():
     return "ok", "data", f"OPD_DATA_DIR holds {len(list(Path(folder).glob('*.*')))} files"
 
 
-def prefect():
-    """How rounds would be played, and whether the API is open to strangers."""
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        yield "ok", "prefect api", "PREFECT_API_URL is not set: `opd run` plays without Prefect"
+def prefect(fix: bool):
+    """How rounds would be played, and what flows/server_checks.py finds on the server. Imports Prefect, 2 s."""
+    if importlib.util.find_spec("prefect") is None:
+        yield "note", "prefect api", "unknown without prefect"
         return
-    loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    guarded = bool(os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_KEY"))
-    if loopback or guarded:
-        yield "ok", "prefect api", url
+    from flows.limits import server_url
+    from flows.server_checks import check_server
+
+    if url := server_url():
+        yield from check_server(url, fix)
     else:
-        yield ("note", "prefect api", f"{url} answers anyone: set PREFECT_SERVER_API_AUTH_STRING there and "
-                                      "PREFECT_API_AUTH_STRING here")
+        yield "ok", "prefect api", "PREFECT_API_URL is not set: `opd run` plays without Prefect"
 
 
 def _version(name: str, least: str, level: str, what_for: str):

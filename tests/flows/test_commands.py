@@ -38,13 +38,6 @@ def test_doctor_names_each_part_of_the_machine(tmp_path, capsys):
     assert found["torch"] == found["duckdb"] == found["prefect"] == "ok"
 
 
-def test_doctor_warns_about_a_prefect_api_that_answers_strangers(monkeypatch, capsys):
-    monkeypatch.setenv("PREFECT_API_URL", "http://192.0.2.7:4200/api")
-    main(["doctor", "--json"])
-    (found,) = [line for line in json.loads(capsys.readouterr().out) if line["what"] == "prefect api"]
-    assert found["level"] == "note" and "answers anyone" in found["text"]
-
-
 def test_a_stage_of_a_run_that_is_not_there_is_refused(store, capsys):
     refused(capsys, "score", "--run", "nope", "--round", "0", "--store", store, said="run nope is not in the store")
     refused(capsys, "score", "--run", "../x", "--round", "0", "--store", store, said="is not clean")

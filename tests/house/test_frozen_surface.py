@@ -27,14 +27,34 @@ objective<teacher_topk_lsm>.k objective<tail_bucket_topk>.k
 train.learning_rate train.warmup_steps train.rollouts_per_step train.epochs train.micro_batch_tokens train.beta1
 train.beta2 train.eps train.weight_decay train.max_grad_norm train.precision train.gradient_checkpointing
 train.reduction train.denominator
+evaluation.benchmark.name evaluation.benchmark.source<hub>.name evaluation.benchmark.source<hub>.subset
+evaluation.benchmark.source<hub>.split evaluation.benchmark.source<hub>.revision
+evaluation.benchmark.source<hub>.question evaluation.benchmark.source<hub>.answer
+evaluation.benchmark.source<hub>.solution evaluation.benchmark.source<hub>.limit
+evaluation.benchmark.source<file>.path evaluation.benchmark.source<file>.name
+evaluation.benchmark.source<file>.question evaluation.benchmark.source<file>.answer
+evaluation.benchmark.source<file>.solution evaluation.benchmark.source<file>.limit
+evaluation.benchmark.source<generated>.generator evaluation.benchmark.source<generated>.problems
+evaluation.benchmark.source<generated>.seed evaluation.benchmark.source<generated>.split
+evaluation.benchmark.template evaluation.benchmark.system evaluation.benchmark.samples
+evaluation.every evaluation.teacher evaluation.seed evaluation.temperature evaluation.top_p evaluation.max_new_tokens
+evaluation.per_shard evaluation.timeout_s
+tracker<tensorboard>.folder tracker<wandb>.project tracker<wandb>.entity tracker<wandb>.mode tracker<wandb>.folder
+tracker<mlflow>.uri tracker<mlflow>.experiment tracker<trackio>.project tracker<trackio>.folder
 """
 
 STAGE = "--json --round --run --shard --store"
 COMMANDS = {
-    "quickstart": "--json --set config", "init": "--prompts --student --teacher file", "doctor": "--json --store",
+    "quickstart": "--json --report --set config", "init": "--prompts --student --teacher file",
+    "doctor": "--fix --json --store",
+    "serve": "--cron --name --set --timezone config",
     "run": "--dry-run --json --no-prefect --set config", "start": "--json --set config",
     "prompts": STAGE, "rollout": STAGE, "score": STAGE, "mask": STAGE, "train": STAGE,
-    "sql": "--committed --json --run --store query", "verify": "--json --run --store",
+    "evaluate": f"{STAGE} --model --out --set config",
+    "sql": "--committed --describe --force --format --json --list --out --param --run --store query",
+    "report": "--json --out --round --store run_id",
+    "track": "--json --set --store --to run_id",
+    "catalog": "--committed --force --json --run --store file", "verify": "--json --run --store",
     "lineage": "--json --store checkpoint",
 }
 

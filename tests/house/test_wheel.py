@@ -18,6 +18,7 @@ def test_a_wheel_installed_elsewhere_runs_opd_and_its_sql(tmp_path):
     subprocess.run(install, check=True)
     names = zipfile.ZipFile(wheel).namelist()
     assert {"sql/views/tokens.sql", "sql/reports/worst_tokens.sql"} <= set(names)
+    assert {"pipeline/report/templates/report.html.j2", "pipeline/report/templates/report.css"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     script = site / "bin/opd"
