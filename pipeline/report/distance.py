@@ -62,9 +62,9 @@ def along_table(source: Source) -> Table:
     rows = [[str(row["first_position"]), count(row["tokens"]), number(row["reverse_kl"]), number(row["mean_gap"]),
              number(row["gap_lower_decile"]), number(row["student_entropy"]), number(row["teacher_entropy"]),
              number(row["student_mass"])] for row in source.rows("gap_along_response")]
-    return Table(["from position", "tokens", "reverse KL", "mean gap", "lower decile", "student's entropy", "teacher's entropy",
-                  "student's mass"], rows, source.command("gap_along_response"), "Along the response. KL, gaps "
-                 "and entropies in nats.", frozenset(range(8)), folded=True)
+    return Table(["from position", "tokens", "reverse KL", "mean gap", "lower decile", "student's entropy",
+                  "teacher's entropy", "student's mass"], rows, source.command("gap_along_response"),
+                 "Along the response. KL, gaps and entropies in nats.", frozenset(range(8)), folded=True)
 
 
 def histogram_table(source: Source) -> Table:

@@ -69,12 +69,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Token:
-    """`tone` says how far apart the models are: a class of the style sheet; `struck` that it was masked."""
+    """`tone` says how far apart the models are: a class of the style sheet; `masked` that it was masked."""
 
     text: str
     tone: str
     hover: str
-    struck: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True)

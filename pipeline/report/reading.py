@@ -53,7 +53,7 @@ def inspector_section(source: Source) -> Section:
     blocks = [rollout(row, [each for each in tokens if each["rollout_id"] == row["rollout_id"]], asks)
               for row in chosen]
     on_plots = ("Each token is coloured by its gap, log q − log p in nats; point at it for its numbers. Tokens that a "
-                "mask took out of the loss are struck.")
+                "mask took out of the loss are grey.")
     return Section("inspector", "Token inspector", f"Rollouts of round {at} with the lowest, the middle and the "
                                                    "highest mean gap.", blocks, on_plots)
 

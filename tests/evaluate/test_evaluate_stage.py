@@ -105,8 +105,8 @@ def test_problems_that_are_trained_on_ungraded_or_too_long_are_refused(tmp_path)
     refused(tmp_path, f"evaluation.benchmark.0.source.path='{tmp_path}/problems.jsonl'", said="is not held out: "
             "prompts.source has 64 of its 64 problems")
     refused(tmp_path, "evaluation.benchmark.0.source.answer=''", said="no reference answer")
-    refused(tmp_path, "evaluation.benchmark.0.source.path='missing.jsonl'", said="benchmark sums: prompts file missing.jsonl "
-            "does not exist: evaluation.benchmark.source.path names")
+    refused(tmp_path, "evaluation.benchmark.0.source.path='missing.jsonl'", said="benchmark sums: prompts file "
+            "missing.jsonl does not exist: evaluation.benchmark.source.path names")
     refused(tmp_path, "evaluation.max_new_tokens=4096", said="lower evaluation.max_new_tokens")
     refused(tmp_path, "evaluation.benchmark.0.name='a b'", said="evaluation.benchmark.0.name = 'a b'")
     refused(tmp_path, "evaluation.evry=2", said="did you mean evaluation.every?")

@@ -71,9 +71,9 @@ def test_a_very_long_token_is_cut_and_the_page_is_no_wider_than_the_window(brows
     assert "x" * 3000 not in path.read_text()
 
 
-def test_a_masked_token_is_struck_and_its_hover_tells_its_numbers(hostile_page):
+def test_a_masked_token_is_grey_and_its_hover_tells_its_numbers(hostile_page):
     first = hostile_page.page.query_selector("#inspector .tokens > span")
-    assert "struck" in first.get_attribute("class")
+    assert "masked" in first.get_attribute("class")
     hover = first.get_attribute("title").splitlines()
     assert hover[1] == "student −0.69 (50.0 %)"
     assert hover[3] == "teacher's first: “<script>alert(1)</script…” 50.0 %, “one” 25.0 %, “two” 12.5 %"
