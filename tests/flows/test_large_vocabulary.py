@@ -26,9 +26,9 @@ def word_tokenizer():
                                    chat_template=TEMPLATE)
 
 
-def zipf_problems(file, count: int = 8) -> None:
+def zipf_problems(file, count: int = 8, seed: int = 0) -> None:
     """Questions of 24 words drawn by Zipf's law."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     ranks = range(1, V - 5)
     weights = [1 / rank for rank in ranks]
     rows = [{"question": " ".join(f"w{n}" for n in draw.choices(ranks, weights, k=24)), "answer": "#### 1"}
@@ -41,6 +41,7 @@ def test_a_round_runs_from_a_config_at_the_size_of_a_real_vocabulary(tmp_path):
     for name, seed in (("student", 1), ("teacher", 2)):
         save_model(tmp_path / name, tokenizer, seed=seed, hidden=896, layers=1, sharpness=0.25)
     zipf_problems(tmp_path / "problems.jsonl")
+    zipf_problems(tmp_path / "held_out.jsonl", count=2, seed=1)
     (tmp_path / "first_token.sql").write_text(FIRST_TOKEN)
     config = tmp_path / "config.toml"
     config.write_text(config_text(tmp_path, rounds=1, threads=2, **{
