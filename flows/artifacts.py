@@ -30,10 +30,10 @@ def publish(run: str, number: int, summary: dict) -> None:
     """Make a round's markdown and table artifacts from the job `summary`: {title, markdown, table}."""
     from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-    attempt("the report", lambda: create_markdown_artifact(summary["markdown"], key=artifact_key(run, "report"),
-                                             description=summary["title"]))
-    attempt("the table", lambda: create_table_artifact(summary["table"], key=artifact_key(run, "statistics"),
-                                          description=f"Statistics of {run} up to round {number}"))
+    attempt("the report", lambda: create_markdown_artifact(
+        summary["markdown"], key=artifact_key(run, "report"), description=summary["title"]))
+    attempt("the table", lambda: create_table_artifact(
+        summary["table"], key=artifact_key(run, "statistics"), description=f"Statistics of {run}, round {number}"))
 
 
 def attempt(what: str, make):

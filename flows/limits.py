@@ -8,8 +8,8 @@ flow run at once; the first flow run of a run makes the run's.
 Both are leases, renewed every RENEW_S. A holder that was SIGKILLed keeps its slot for up to LEASE_S and the 15 s that
 the server takes to look; then it is free. A server that was restarted forgets leases and leaves their slots taken,
 unless it keeps them in files (`opd doctor` says how): living holders mend that, and `opd doctor --fix` what dead ones
-left.
-Limits save memory and work; that a round is committed once does not rest on them but on put-if-absent in the store.
+left. Limits save memory and work; that a round is committed once does not rest on them but on put-if-absent in the
+store.
 """
 
 import hashlib

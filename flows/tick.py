@@ -7,6 +7,9 @@ Cancelled with one line. A tick that was SIGKILLed is in the way of later ones f
 ends its lease on the deployment. `opd serve` and prefect.yaml deploy this flow.
 """
 
+import os
+import signal
+
 from prefect import flow
 from prefect.states import Cancelled, Completed, State
 
@@ -18,6 +21,10 @@ from flows.round import distill_round
 from pipeline.config import RunConfig
 from storage.errors import IntegrityError, UserError
 
+SERVED = "OPD_SERVED"
+"""Set in the environment of ticks that `opd serve` starts. Ctrl-C in its terminal reaches them too: they leave it to
+their runner to end them, once."""
+
 
 @flow(name="opd-tick", flow_run_name="tick {config.run}", **PLAIN)
 def tick(config: RunConfig) -> dict:
@@ -26,6 +33,8 @@ def tick(config: RunConfig) -> dict:
     Args:
         config: The whole run. Keys that are left out have their defaults, and are written into the flow run.
     """
+    if os.environ.get(SERVED):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     plain = config.model_dump(mode="json")
     try:
         with labelled(run_tags(config.run), config=plain), limits.playing(config.store, config.run, wait=False):

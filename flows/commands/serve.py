@@ -1,7 +1,7 @@
 """`opd serve CONFIG --cron "0 2 * * *"`: play one round of a run at each tick, on this machine, until Ctrl-C."""
 
+import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def serve(deployment, url: str, lines: list[str]) -> None:
     from prefect.runner import Runner
 
     from flows.server_checks import own_origin, shown
+    from flows.tick import SERVED
 
     runner = Runner(pause_on_shutdown=True, limit=1)
     try:
@@ -52,9 +53,9 @@ def serve(deployment, url: str, lines: list[str]) -> None:
     except httpx.ConnectError:
         raise UserError(f"the Prefect server {shown(url)} does not answer: start it with `prefect server "
                         "start`") from None
+    os.environ[SERVED] = "1"  # flow runs inherit it
     said = [*lines, f"watch: {own_origin(url)}/deployments/deployment/{identity}",
             "stop: Ctrl-C; the schedule is paused, and the next `opd serve` goes on"]
-    keep_from_children(signal.SIGINT)
     asyncio.run(play_until_signalled(runner, lambda: print(*said, sep="\n", flush=True)))
 
 
@@ -79,10 +80,3 @@ async def play_until_signalled(runner, say: Callable[[], None]) -> None:
         await runner.astop()
     stop.cancel()
     await playing
-
-
-def keep_from_children(number: int) -> None:
-    """Block a signal in this thread, whose mask children inherit; another thread, which waits for ever, takes it for
-    the process. Ctrl-C reaches the whole group, and a flow run is to be ended once, by the runner."""
-    threading.Thread(target=threading.Event().wait, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number})

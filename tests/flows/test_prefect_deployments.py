@@ -1,14 +1,16 @@
 """Deployments: prefect.yaml as it ships, and `opd serve` with a config of one's own."""
 
 import os
+import re
 import signal
 import subprocess
 
 import pytest
 import yaml
 
-from flows.cli import main
+from flows.deployments import schedule
 from pipeline.config import RunConfig, load_config
+from storage.errors import UserError
 from tests.flows.prefect_server import ROOT, PrefectServer
 from tests.flows.processes import wait_for
 from tests.tiny import make_tiny
@@ -47,28 +49,28 @@ def test_the_form_of_a_tick_describes_its_fields_and_offers_the_members_of_every
     assert sections["Rollout"]["properties"]["samples"]["description"] == "Rollouts per prompt."
 
 
-@pytest.mark.parametrize("options, said", [
-    (["--cron", "61 2 * * *"], "'61 2 * * *' is not a cron string"),
-    (["--cron", "every night"], "'every night' is not a cron string"),
-    (["--cron", "0 2 * * *", "--timezone", "Mars/Olympus"], "'Mars/Olympus' is not a time zone"),
-    (["--timezone", "UTC"], "--timezone says how to read --cron"),
+@pytest.mark.parametrize("cron, timezone, said", [
+    ("61 2 * * *", None, "--cron '61 2 * * *' is not a cron string"),
+    ("every night", None, "--cron 'every night' is not a cron string"),
+    ("0 2 * * *", "Mars/Olympus", "--timezone 'Mars/Olympus' is not a time zone"),
+    (None, "UTC", "--timezone says how to read --cron"),
 ])
-def test_a_schedule_that_is_none_is_one_line(monkeypatch, capsys, options, said):
-    import prefect.main  # noqa: F401  before the next line: it keeps for good the server that it finds when imported
-
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert main(["serve", str(ROOT / "examples/gsm8k.toml"), *options]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+def test_a_schedule_that_is_none_is_refused(cron, timezone, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        schedule(cron, timezone)
 
 
-def test_serving_needs_a_server_that_answers():
-    for environment, said in (({}, "needs a Prefect server"), ({"PREFECT_API_URL": "http://127.0.0.1:9/api"},
-                                                                "http://127.0.0.1:9/api does not answer")):
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        stopped = subprocess.run(PrefectServer.command("serve", ROOT / "examples/gsm8k.toml"), cwd=ROOT, text=True,
-                                 env={**plain, **environment}, capture_output=True, timeout=100)
-        assert stopped.returncode == 2 and said in stopped.stderr and stopped.stderr.count("\n") == 1
+@pytest.mark.parametrize("cron, url, said", [
+    ("0 2 * * *", None, "needs a Prefect server"),
+    ("0 2 * * *", "http://127.0.0.1:9/api", "http://127.0.0.1:9/api does not answer"),
+    ("0 25 * * *", "http://127.0.0.1:9/api", "'0 25 * * *' is not a cron string"),
+])
+def test_serving_without_a_schedule_or_a_server_is_one_line(tmp_path, cron, url, said):
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment = {**plain, "PREFECT_HOME": str(tmp_path), **({"PREFECT_API_URL": url} if url else {})}
+    command = PrefectServer.command("serve", ROOT / "examples/gsm8k.toml", "--cron", cron)
+    stopped = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=100)
+    assert stopped.returncode == 2 and said in stopped.stderr and stopped.stderr.count("\n") == 1, stopped.stderr
 
 
 def test_a_served_run_ticks_from_any_folder_and_ends_whole_when_it_is_interrupted(prefect, tmp_path):
