@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
-from pipeline.models import config_hash, fingerprint, load_tokenizer, resolve
+from pipeline.models import config_hash, fingerprint, resolve
+from pipeline.models.files import generation_eos
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from pipeline.ragged import Ragged
 from pipeline.tokens import token_hash
@@ -14,7 +15,6 @@ from storage.checkpoints import weights_fingerprint
 from storage.errors import IntegrityError, UserError
 from storage.records import CheckpointFiles
 from storage.rounds import starting_checkpoint
-from storage.weights import read_json
 
 
 def planned_checkpoint(context: RoundContext) -> CheckpointFiles:
@@ -33,13 +33,11 @@ def check_teacher(model: Model, facts: dict) -> None:
     _check_teacher(model, facts["fingerprint"], facts["config_hash"])
 
 
-def check_teacher_words(model: Model, facts: dict) -> None:
-    """The same for what a teacher that writes depends on besides: tokenizer, chat template, and where it ends."""
-    tokenizer = load_tokenizer(model)
-    file = resolve(model) / "generation_config.json"
+def check_teacher_words(model: Model, facts: dict, tokenizer) -> None:
+    """The same for what a teacher that writes depends on besides: its tokenizer, chat template, and where it ends."""
     found = {"tokenizer_hash": tokenizer_hash(tokenizer), "template_hash": template_hash(tokenizer),
              "eos_token_id": tokenizer.eos_token_id,
-             "generation_eos_token_id": (read_json(file) if file.exists() else {}).get("eos_token_id")}
+             "generation_eos_token_id": generation_eos(resolve(model))}
     changed = [name for name, value in found.items() if value != facts[name]]
     if changed:
         raise UserError(f"teacher {model.path} is not the one that this run began with ({changed[0]} differs): restore "

@@ -48,6 +48,11 @@ def put_checkpoint(store: ObjectStore, run: str, number: int, folder: Path) -> C
     return CheckpointFiles(prefix, weights_fingerprint(hashes), files)
 
 
+def model_files(files: CheckpointFiles) -> dict[str, str]:
+    """Key -> sha256 of what a model is loaded from: for `inputs` of what reads a checkpoint and no optimizer."""
+    return {file.key: file.sha256 for file in files.files if not is_optimizer(file.key.removeprefix(files.prefix))}
+
+
 def local_checkpoint(store: ObjectStore, files: CheckpointFiles, *, optimizer: bool = False) -> Path:
     """A local folder with the checkpoint and nothing else, sizes and sha256 checked once per process.
 

@@ -1,4 +1,4 @@
-"""A file for people, outside of every store: `opd sql --out`, `opd catalog`. All of it appears, or nothing does.
+"""A file for people, outside of every store: reports, catalogs, answers. All of it appears, or nothing does.
 
     with new_file(target, force=False) as temp:
         ...                                # write `temp`, which lies beside the target
@@ -56,9 +56,9 @@ def new_file(target: Path, *, force: bool = False) -> Iterator[Path]:
     temp = target.with_name(f"{TEMP_PREFIX}{uuid.uuid4().hex}")
     try:
         yield temp
-        _sync(temp)
+        sync(temp)
         _name(temp, target, force)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         if error.errno is None:  # not the disk's: a library's own
             raise
@@ -83,7 +83,8 @@ def _name(temp: Path, target: Path, force: bool) -> None:
         temp.replace(target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or what a folder lists, survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

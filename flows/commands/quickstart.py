@@ -11,9 +11,17 @@ from pathlib import Path
 from flows.commands.options import add_json, verb
 from storage.errors import UserError
 
-TRY = {"overlap_by_round": "how far the student's top choices moved towards the teacher's",
-       "gap_by_position": "where in an answer the two disagree",
-       "worst_tokens": "what the student wrote and its teacher would not have"}
+TRY = {
+    "how close they came, round by round":
+        "SELECT round, mean_gap, overlap_ratio, avg_at_k, gap_recovery FROM rounds ORDER BY round",
+    "where in an answer they disagreed most at first":
+        "SELECT position, count(*) AS tokens, avg(gap) AS gap FROM tokens WHERE round = 0 "
+        "GROUP BY position HAVING tokens > 50 ORDER BY gap LIMIT 8",
+    "which tokens the student writes and its teacher would not":
+        "SELECT token_text, count(*) AS n, avg(gap) AS gap FROM tokens JOIN vocabulary USING (run, token_id) "
+        "GROUP BY token_text HAVING n > 50 ORDER BY gap LIMIT 8",
+}
+"""What it tells -> SQL."""
 
 
 def add(verbs) -> None:
@@ -99,8 +107,8 @@ def print_closing(config, found: dict) -> None:
     print(f"report: {found['report']['html']}")
     print("\nask the cache:")
     store = "" if config.store == "./opd-store" else f" --store {shlex.quote(config.store)}"
-    for report, what in TRY.items():
-        print(f"  opd sql {report} --run {config.run}{store}".ljust(44), f" # {what}")
+    for what, sql in TRY.items():
+        print(f'  # {what}\n  opd sql "{sql}" --run {config.run}{store}')
 
 
 def say(text: str) -> None:

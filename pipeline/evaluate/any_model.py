@@ -10,7 +10,7 @@ from pipeline.config.evaluation import Benchmark
 from pipeline.context import Progress
 from pipeline.evaluate.grade import Graded, grade
 from pipeline.evaluate.problems import check_fits, read_benchmark
-from pipeline.models import fingerprint, resolve
+from pipeline.models import fingerprint, load_tokenizer, resolve
 from pipeline.prompts.pool import Prompt
 from storage.errors import UserError
 from storage.newfile import new_file
@@ -24,7 +24,7 @@ def evaluate_model(config: RunConfig, model: str, out: Path | None, progress: Pr
         raise UserError("evaluate: the config has no [evaluation]: add [[evaluation.benchmark]] with a source")
     settings = config.student.model_copy(update={"path": model, "revision": None})
     folder = resolve(settings)
-    graded = Graded(folder, settings, fingerprint(folder))
+    graded = Graded(folder, settings, fingerprint(folder), load_tokenizer(settings))
     for benchmark in config.evaluation.benchmark:
         check_fits(benchmark, config, settings, read_benchmark(benchmark, config.prompts))
     rows = pa.concat_tables(grade(graded, each, _problems(each, config), config, role="student", progress=progress)

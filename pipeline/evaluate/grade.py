@@ -8,6 +8,7 @@ All models answer under the same seeds, so that what differs between two of them
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.config.evaluation import Benchmark
 from pipeline.config.model import Model
 from pipeline.evaluate.checker import Checker
+from pipeline.models.files import generation_eos
 from pipeline.prompts.draw import hash63
 from pipeline.prompts.pool import Prompt
 from pipeline.prompts.templates import encode
@@ -24,51 +26,44 @@ from storage import schemas
 
 @dataclass(frozen=True)
 class Graded:
-    """A model to be graded: the folder it is loaded from, how it is run, and its fingerprint."""
+    """A model to be graded: the folder it is loaded from, how it is run, its fingerprint, its own tokenizer."""
 
     folder: Path
     settings: Model
     fingerprint: str
+    tokenizer: Any
 
 
 def grade(graded: Graded, benchmark: Benchmark, problems: Sequence[Prompt], config: RunConfig, *, role: str,
           progress: Callable[[str, int, int], None]) -> pa.Table:
     """Rows of the table `evaluation`, sorted by problem and sample."""
-    from pipeline.models import load_tokenizer
-
-    tokenizer = load_tokenizer(graded.folder, trust_remote_code=graded.settings.trust_remote_code)
+    tokenizer = graded.tokenizer
     asked = [(problem, sample) for problem in problems for sample in range(benchmark.samples)]
     prompts = dict(zip((each.prompt_id for each in problems), encode([each.messages for each in problems], tokenizer)))
     seeds = [hash63("evaluation", config.evaluation.seed, problem.prompt_id, sample) for problem, sample in asked]
     written = open_engine(config.rollout.engine, graded.settings, graded.folder).generate(
-        [prompts[problem.prompt_id] for problem, _ in asked], seeds, sampling(config, graded.folder, tokenizer),
+        [prompts[problem.prompt_id] for problem, _ in asked], seeds, sampling(config, graded),
         lambda done, total: progress(f"{role} {benchmark.name}", done, total))
     rows = _rows(asked, seeds, written, tokenizer, config.evaluation.timeout_s)
     same = {"task": benchmark.name, "model": graded.fingerprint, "role": role}
     return pa.Table.from_pylist([{**same, **row} for row in rows], schema=schemas.EVALUATION)
 
 
-def sampling(config: RunConfig, folder: Path, tokenizer) -> Sampling:
+def sampling(config: RunConfig, graded: Graded) -> Sampling:
     """[evaluation]'s settings where it has any, [rollout]'s where not, over the model's own vocabulary."""
-    from pipeline.models.files import read_json
-
-    own, rollout = config.evaluation, config.rollout
-    file = folder / "generation_config.json"
-    eos = read_json(file).get("eos_token_id") if file.exists() else None
-    facts = {"eos_token_id": tokenizer.eos_token_id, "generation_eos_token_id": eos}
+    own, rollout, vocabulary = config.evaluation, config.rollout, len(graded.tokenizer)
+    facts = {"eos_token_id": graded.tokenizer.eos_token_id, "generation_eos_token_id": generation_eos(graded.folder)}
     return Sampling(own.temperature or rollout.temperature, own.top_p or rollout.top_p,
-                    own.max_new_tokens or rollout.max_new_tokens, len(tokenizer), stop_ids(facts, len(tokenizer)))
+                    own.max_new_tokens or rollout.max_new_tokens, vocabulary, stop_ids(facts, vocabulary))
 
 
 def _rows(asked: list[tuple[Prompt, int]], seeds: list[int], written: Generations, tokenizer, timeout_s: float):
+    texts, graded_texts = written.texts(tokenizer)
     with Checker(timeout_s=timeout_s) as checker:
         for i, (problem, sample) in enumerate(asked):
-            ids = written.tokens(i).tolist()
-            whole, plain = (tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-                            for skip in (False, True))
-            verdict = checker.check(plain, problem.ground_truth)
+            verdict = checker.check(graded_texts[i], problem.ground_truth)
             yield {"prompt_id": problem.prompt_id, "sample": sample, "data_source": problem.data_source,
-                   "messages": problem.messages, "response_text": whole, "response_tokens": len(ids),
+                   "messages": problem.messages, "response_text": texts[i], "response_tokens": len(written.tokens(i)),
                    "finish_reason": written.finish_reasons[i], "answer": verdict.answer,
                    "ground_truth": problem.ground_truth, "correct": verdict.correct,
                    "verdict_reason": verdict.reason, "seed": seeds[i]}

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pipeline.config.evaluation import Benchmark
 from pipeline.context import RoundContext
 from pipeline.evaluate.grade import Graded, sampling
-from pipeline.models import config_hash, device, load_tokenizer
+from pipeline.models import config_hash, device
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from pipeline.versions import public
 from storage import documents
@@ -20,15 +20,14 @@ FORMAT = 1
 def evaluation_key(context: RoundContext, shard: EvaluationShard, benchmark: Benchmark, graded: Graded) -> str:
     """sha256 over the model's own files, the problems, how it answers them, and what computes and grades."""
     config, document, settings = context.config, context.document, context.config.evaluation
-    tokenizer = load_tokenizer(graded.folder, trust_remote_code=graded.settings.trust_remote_code)
     return documents.sha256(documents.dump({
         "format": FORMAT,
         "model": {"weights": graded.fingerprint, "config": config_hash(graded.folder),
-                  "tokenizer": tokenizer_hash(tokenizer), "template": template_hash(tokenizer),
+                  "tokenizer": tokenizer_hash(graded.tokenizer), "template": template_hash(graded.tokenizer),
                   "dtype": graded.settings.dtype, "attention": graded.settings.attention},
         "role": shard.role, "benchmark": shard.benchmark, "prompt_ids": shard.prompt_ids,
         "samples": benchmark.samples, "seed": settings.seed, "timeout_s": settings.timeout_s,
-        "sampling": asdict(sampling(config, graded.folder, tokenizer)),
+        "sampling": asdict(sampling(config, graded)),
         "engine": config.rollout.engine.model_dump(mode="json"), "threads": config.threads, "device": device().type,
         "versions": {name: public(document["versions"][name]) for name in ("torch", "transformers", "tokenizers")},
         "checker": _checker_version()}))

@@ -5,7 +5,6 @@
 A benchmark holds exactly the problems that it held when the run began, none of which the run's prompts hold.
 """
 
-import hashlib
 import json
 from functools import lru_cache
 
@@ -13,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.config.evaluation import Benchmark
 from pipeline.config.model import Model, Prompts
 from pipeline.prompts.local_copies import data_folder
-from pipeline.prompts.pool import Prompt, context_window, read_prompts
+from pipeline.prompts.pool import Prompt, context_window, ids_sha256, read_prompts
 from pipeline.prompts.sources import read_source
 from pipeline.prompts.templates import encode
 from storage.errors import UserError
@@ -58,7 +57,7 @@ def planned_problems(config: RunConfig, recorded: dict) -> dict[str, list[int]]:
     """Problem ids of each benchmark, sorted. Raises UserError if they are not those that run.json records."""
     found = {each.name: sorted(read_benchmark(each, config.prompts)) for each in config.evaluation.benchmark}
     for name, ids in found.items():
-        if _sha256(ids) != recorded[name]["sha256"]:
+        if ids_sha256(ids) != recorded[name]["sha256"]:
             raise UserError(f"benchmark {name} changed since the run began: it gives {len(ids)} problems, and gave "
                             f"{recorded[name]['problems']}; put the old data back, or start another run")
     return found
@@ -80,7 +79,7 @@ def _facts(benchmark: Benchmark, config: RunConfig, trained_on: set[str]) -> dic
     graded = (config.student, config.teacher) if config.evaluation.teacher else (config.student,)
     for model in graded:
         check_fits(benchmark, config, model, found)
-    return {"problems": len(found), "sha256": _sha256(sorted(found))}
+    return {"problems": len(found), "sha256": ids_sha256(sorted(found))}
 
 
 def _questions(prompts: Prompts) -> set[str]:
@@ -97,7 +96,3 @@ def check_fits(benchmark: Benchmark, config: RunConfig, model: Model, found: dic
     if window is not None and longest + new > window:
         raise UserError(f"{model.path} reads {window} tokens, but the longest problem of benchmark {benchmark.name} "
                         f"has {longest} and {new} may be written: lower evaluation.max_new_tokens")
-
-
-def _sha256(ids: list[int]) -> str:
-    return hashlib.sha256(b"".join(each.to_bytes(8, "little") for each in ids)).hexdigest()

@@ -12,12 +12,12 @@ from pipeline.evaluate.grade import Graded, grade
 from pipeline.evaluate.key import evaluation_key
 from pipeline.evaluate.problems import planned_problems, read_benchmark
 from pipeline.evaluate.reuse import find_rows
-from pipeline.models import pinned, resolve
+from pipeline.models import load_tokenizer, pinned, resolve
 from pipeline.provenance import check_teacher, check_teacher_words
 from storage import documents, layout
+from storage.checkpoints import model_files
 from storage.records import CheckpointFiles
 from storage.rounds import Receipt, local_checkpoint, starting_checkpoint
-from storage.weights import is_optimizer
 
 
 def run(context: RoundContext, shard: int) -> Receipt:
@@ -46,13 +46,14 @@ def _graded(context: RoundContext, role: str) -> tuple[Graded, dict[str, str]]:
     if role == "teacher":
         facts = context.document["teacher"]
         model = pinned(context.config.teacher, facts)
+        tokenizer = load_tokenizer(model)
         check_teacher(model, facts)
-        check_teacher_words(model, facts)
-        return Graded(resolve(model), model, facts["fingerprint"]), {}
-    checkpoint = _checkpoint(context, role)
-    files = {file.key: file.sha256 for file in checkpoint.files if not is_optimizer(file.key.rsplit("/", 1)[-1])}
+        check_teacher_words(model, facts, tokenizer)
+        return Graded(resolve(model), model, facts["fingerprint"], tokenizer), {}
+    checkpoint, settings = _checkpoint(context, role), context.config.student
     folder = local_checkpoint(context.store, checkpoint)
-    return Graded(folder, context.config.student, checkpoint.fingerprint), files
+    tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+    return Graded(folder, settings, checkpoint.fingerprint, tokenizer), model_files(checkpoint)
 
 
 def _checkpoint(context: RoundContext, role: str) -> CheckpointFiles:

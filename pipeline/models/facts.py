@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.config.model import Model
-from pipeline.models.files import HUB_NAME, config_hash, fingerprint, resolve
+from pipeline.models.files import HUB_NAME, config_hash, fingerprint, generation_eos, resolve
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from storage.weights import read_json
@@ -14,8 +14,6 @@ def model_facts(model: Model) -> dict[str, Any]:
     folder, tokenizer = resolve(model), load_tokenizer(model)
     config = read_json(folder / "config.json")
     text_config = config.get("text_config") or config
-    generation_file = folder / "generation_config.json"
-    generation = read_json(generation_file) if generation_file.exists() else {}
     return {
         "path": model.path,
         "revision": folder.name if _from_hub(model, folder) else model.revision,
@@ -28,7 +26,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "vocab_size": text_config.get("vocab_size"),
         "eos_token": tokenizer.eos_token,
         "eos_token_id": tokenizer.eos_token_id,
-        "generation_eos_token_id": generation.get("eos_token_id"),
+        "generation_eos_token_id": generation_eos(folder),
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": model.dtype,
         "attention": model.attention,

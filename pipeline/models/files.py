@@ -44,6 +44,12 @@ def config_hash(folder: Path) -> str:
     return hashlib.sha256(config.encode()).hexdigest()
 
 
+def generation_eos(folder: Path) -> int | list[int] | None:
+    """EOS of the generation config, None without one: what `generate` stops at besides the tokenizer's."""
+    file = folder / "generation_config.json"
+    return read_json(file).get("eos_token_id") if file.exists() else None
+
+
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

@@ -93,7 +93,12 @@ def _pool(kept: list[int], duplicates: int, too_long: int, longest: int) -> Pool
     return Pool(ids, {
         "rows": len(ids) + duplicates + too_long, "duplicates": duplicates, "too_long": too_long, "prompts": len(ids),
         "longest_tokens": longest,
-        "sha256": hashlib.sha256(b"".join(each.to_bytes(8, "little") for each in ids)).hexdigest()})
+        "sha256": ids_sha256(ids)})
+
+
+def ids_sha256(ids: list[int]) -> str:
+    """sha256 of sorted prompt ids: two sets of prompts with one hash are the same prompts."""
+    return hashlib.sha256(b"".join(each.to_bytes(8, "little") for each in ids)).hexdigest()
 
 
 def check_pool(config: RunConfig) -> dict:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pipeline.prompts.generated import Problem, problems
 from storage.errors import OpdError, UserError
+from storage.newfile import sync
 from storage.text import printable
 
 TEACHER, STUDENT = "quickstart-teacher", "quickstart-student"
@@ -218,16 +219,8 @@ def _put(target: Path, model, tokenizer, mark: dict) -> None:
     tokenizer.save_pretrained(new)
     (new / MARKER).write_text(json.dumps(mark, indent=1, sort_keys=True) + "\n")
     for path in (*new.iterdir(), new):
-        _sync(path)
+        sync(path)
     if target.exists():  # another pair of ours
         shutil.rmtree(target)
     os.rename(new, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)

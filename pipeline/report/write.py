@@ -1,11 +1,10 @@
 """Writing a report: RUN.html and RUN.md, or RUN-round-N.html and .md. The same store gives the same bytes."""
 
-import os
-import uuid
 from pathlib import Path
 
 from pipeline.report.asked import open_source
 from storage.errors import UserError
+from storage.newfile import new_file
 from storage.objects import ObjectStore
 
 
@@ -24,19 +23,10 @@ def write_report(store: ObjectStore, run: str, number: int | None, folder: Path)
              "markdown": (folder / f"{name}.md", markdown.render(report))}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.values():
-            replace(path, text)
     except OSError as error:
         raise UserError(f"report: cannot write to {folder} ({error.strerror}): name another folder with --out") \
             from error
+    for path, text in texts.values():
+        with new_file(path, force=True) as draft:
+            draft.write_bytes(text.encode())
     return {kind: str(path) for kind, (path, _) in texts.items()}
-
-
-def replace(path: Path, text: str) -> None:
-    """Put `text` at `path` at once: whoever has the old file open never sees half of the new one."""
-    draft = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(text.encode())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

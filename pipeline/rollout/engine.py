@@ -50,6 +50,13 @@ class Generations:
         """Token ids of one rollout."""
         return self.token_ids[self.offsets[index]:self.offsets[index + 1]]
 
+    def texts(self, tokenizer) -> tuple[list[str], list[str]]:
+        """All rollouts as text: as they are, and without special tokens, for grading."""
+        ids = [self.tokens(i).tolist() for i in range(len(self.offsets) - 1)]
+        whole, plain = ([tokenizer.decode(each, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+                         for each in ids] for skip in (False, True))
+        return whole, plain
+
 
 class RolloutEngine(Protocol):
     """A loaded student."""

@@ -49,7 +49,10 @@ def _requests(context: RoundContext, shard: int) -> list[dict]:
 
 def _table(context: RoundContext, requests: list[dict], generations: Generations, engine: RolloutEngine,
            policy: str, folder: Path) -> pa.Table:
-    texts, graded_texts = _texts(context, generations, len(requests), folder)
+    from pipeline.models import load_tokenizer
+
+    texts, graded_texts = generations.texts(
+        load_tokenizer(folder, trust_remote_code=context.config.student.trust_remote_code))
     settings, lengths = context.config.rollout, np.diff(generations.offsets).tolist()
     rows = {
         "response_text": texts, "finish_reason": list(generations.finish_reasons),
@@ -66,17 +69,6 @@ def _table(context: RoundContext, requests: list[dict], generations: Generations
     columns = [rows[name] if name in rows else [each[name] for each in requests] for name in schemas.ROLLOUTS.names]
     return pa.table([_array(column, field.type) for column, field in zip(columns, schemas.ROLLOUTS)],
                     schema=schemas.ROLLOUTS)
-
-
-def _texts(context: RoundContext, generations: Generations, count: int, folder: Path) -> tuple[list[str], list[str]]:
-    """Responses as text: as they are, and without special tokens, for grading."""
-    from pipeline.models import load_tokenizer
-
-    tokenizer = load_tokenizer(folder, trust_remote_code=context.config.student.trust_remote_code)
-    ids = [generations.tokens(i).tolist() for i in range(count)]
-    whole, plain = ([tokenizer.decode(each, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-                     for each in ids] for skip in (False, True))
-    return whole, plain
 
 
 def _reward(text: str, ground_truth: str | None) -> float | None:

@@ -13,8 +13,8 @@ from pipeline.provenance import check_teacher, check_tokens, check_writer, plann
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.scorer import score_rollouts
+from storage.checkpoints import model_files
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
-from storage.weights import is_optimizer
 
 
 def run(context: RoundContext, shard: int) -> Receipt:
@@ -29,13 +29,11 @@ def run(context: RoundContext, shard: int) -> Receipt:
     scores = score_rollouts(rollouts, student, teacher, shared, context.config.score, context.progress)
     check_scores(scores, rollouts, shared)
     full_key, short_key = scoring_key(context.document, context.config, checkpoint.fingerprint)
-    student_files = {file.key: file.sha256 for file in checkpoint.files
-                     if not is_optimizer(file.key.rsplit("/", 1)[-1])}
     facts = {"rollouts": len(rollouts), "scoring_key": full_key,
              "teacher_key": teacher_key(context.document, context.config),
              "environment_tokens": len(rollouts["response_tokens"].combine_chunks().flatten()) - len(scores)}
     return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts,
-                                inputs=context.round.input_files("rollout", shard) | student_files)
+                                inputs=context.round.input_files("rollout", shard) | model_files(checkpoint))
 
 
 def _student(context: RoundContext, checkpoint: CheckpointFiles):

@@ -111,6 +111,12 @@ def test_every_command_of_the_readme_does_what_it_says(place):
         real = command.replace("make ", f"make -f {ROOT}/Makefile -o .venv/installed BIN={folder}/bin ")
         done = bash(real, folder, environment)
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{line}\n{done.stdout}\n{done.stderr}"
+        if command == "make quickstart":
+            suggested = [each.strip() for each in done.stdout.splitlines() if each.startswith("  opd sql ")]
+            assert len(suggested) == 3
+            for query in suggested:
+                asked = bash(f"{query} --json", folder, environment)
+                assert asked.returncode == 0 and json.loads(asked.stdout), f"{query}\n{asked.stderr}"
         if command.startswith("prefect server start"):
             wait_for_server(environment["PREFECT_API_URL"])
     left = {path.name for path in folder.iterdir()}
