@@ -102,6 +102,19 @@ def test_a_served_run_ticks_from_any_folder_and_ends_whole_when_it_is_interrupte
     assert again.returncode == 0, again.stderr  # another spelling of a path is the same config
 
 
+def test_the_servers_scheduler_lays_out_the_nights_to_come(prefect):
+    """A cron that is accepted is not yet one that ticks: on SQLAlchemy 2.1 Prefect's scheduler fails at every one."""
+    wanted = {"deployments": {"name": {"any_": ["nightly"]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def nights() -> set[str]:
+        """Starts that the scheduler made; other tests ask for ticks themselves."""
+        found = prefect.call("/flow_runs/filter", wanted)
+        return {run["expected_start_time"] for run in found if run["auto_scheduled"]}
+
+    wait_for(lambda: len(nights()) >= 2, 90)
+    assert all(night[10:16] == "T02:00" for night in nights())
+
+
 def test_paths_are_told_from_names(tmp_path, monkeypatch):
     from pipeline.config.paths import absolute
 
