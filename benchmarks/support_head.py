@@ -77,8 +77,9 @@ def teacher_batch(ids):
     unread = dict.fromkeys(("teacher_log_prob_N", "student_log_prob_N", "sampling_log_prob_N", "student_log_tail_N",
                             "student_topk_log_probs_Nk", "teacher_at_student_Nk"), torch.empty(positions, 0))
     ints = torch.zeros(positions, dtype=torch.long)
-    return TokenBatch(token_ids_N=ints, rollout_N=ints, student_topk_ids_Nk=ints[:, None], teacher_topk_ids_NK=ids,
-                      teacher_topk_log_probs_NK=log_q, teacher_log_tail_N=tail, weight_N=one, **unread)
+    return TokenBatch(token_ids_N=ints, rollout_N=ints, position_N=torch.arange(positions),
+                      student_topk_ids_Nk=ints[:, None], teacher_topk_ids_NK=ids, teacher_topk_log_probs_NK=log_q,
+                      teacher_log_tail_N=tail, weight_N=one, **unread)
 
 
 def backward(batch, student):

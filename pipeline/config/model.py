@@ -8,13 +8,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.continuation import Continuation
 from pipeline.config.evaluation import Evaluation
+from pipeline.config.objectives import (
+    Objective,
+    SampledToken,
+    SampledTokenMasked,
+    TailBucketTopK,
+    TeacherTopKLsm,
+    check_stored,
+    spelled_out,
+)
 from pipeline.config.section import Count, Decay, Positive, Rate, Section, Share
 from pipeline.config.sources import FileSource, GeneratedSource, HubSource, Source
 from pipeline.config.trackers import Tracker
 from storage.layout import check_run_id
 
-__all__ = ["FileSource", "GeneratedSource", "HubSource", "RunConfig", "Source"]
+__all__ = ["FileSource", "GeneratedSource", "HubSource", "Objective", "RunConfig", "SampledToken", "SampledTokenMasked",
+           "Source", "TailBucketTopK", "TeacherTopKLsm"]
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -105,6 +116,12 @@ class Score(Section):
     """Tokens (prompts included) per forward pass."""
     head_rows: Positive = 1024
     """Response rows per chunk of the head: bounds memory at head_rows x vocabulary logits per model."""
+    reuse: bool = False
+    """Takes the teacher's columns from rounds of the same store that scored the same tokens with the same teacher. Off:
+    a shard's bytes then depend on the config alone, and not on what else lies in the store."""
+    teacher_hidden_states: Literal["bfloat16", "float8"] | None = None
+    """Keeps the teacher's last hidden state of every token, and its head once: for objectives over the whole
+    vocabulary without a teacher. 2 bytes per token and width, or 1."""
 
 
 # --- mask ------------------------------------------------------------------------------------------------------
@@ -141,44 +158,6 @@ class SqlMask(Section):
 Mask = Annotated[SpecialTokens | Detector | SqlMask, Field(discriminator="type")]
 
 
-# --- objective -------------------------------------------------------------------------------------------------
-
-
-class _Objective(Section):
-    pass
-
-
-class TeacherTopKLsm(_Objective):
-    """Reverse KL on the teacher's top-K, both sides renormalised (Revisiting OPD)."""
-
-    type: Literal["teacher_topk_lsm"] = "teacher_topk_lsm"
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
-
-
-class TailBucketTopK(_Objective):
-    """Reverse KL on the teacher's top-K plus one bucket for the rest."""
-
-    type: Literal["tail_bucket_topk"] = "tail_bucket_topk"
-    k: Positive | None = None
-
-
-class SampledToken(_Objective):
-    """Policy gradient on the sampled token, advantage log q - log p (Thinking Machines; Rethinking OPD)."""
-
-    type: Literal["sampled_token"] = "sampled_token"
-
-
-class SampledTokenMasked(_Objective):
-    """The same; refuses to run without a special-token mask (Revisiting OPD)."""
-
-    type: Literal["sampled_token_masked"] = "sampled_token_masked"
-
-
-Objective = Annotated[TeacherTopKLsm | TailBucketTopK | SampledToken | SampledTokenMasked,
-                      Field(discriminator="type")]
-
-
 # --- train -----------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +186,11 @@ class Train(Section):
     """A step's loss is the mean over its tokens (Revisiting OPD), or over its rollouts of the mean in each."""
     denominator: Literal["unmasked", "all"] = "unmasked"
     """The token mean divides by unmasked tokens, or by all response tokens."""
+    age_cap: Positive | None = None
+    """Most optimizer steps on one round's rollouts; null: 4 for objectives of the sampled token, 8 for all others."""
+    drift_fuse: Rate | None = 0.05
+    """Nats of KL(p_0 || p_now), over the cached student top-k and its tail on the probed 1/32 of a step's positions, at
+    which the round's training ends early, before that step is applied; null: never."""
 
     @model_validator(mode="after")
     def _denominator_is_of_the_token_mean(self):
@@ -217,11 +201,11 @@ class Train(Section):
 
 
 def with_default_objective(document: dict) -> dict:
-    """`objective.k = 8` alone means the default objective with k = 8."""
+    """`objective.k = 8` alone means the default objective with k = 8; a dotted type means a custom one."""
     objective = document.get("objective")
     if not isinstance(objective, dict):
         return document
-    return {**document, "objective": {"type": "teacher_topk_lsm", **objective}}
+    return {**document, "objective": spelled_out(objective)}
 
 
 class RunConfig(Section):
@@ -245,6 +229,8 @@ class RunConfig(Section):
     mask: list[Mask] = []
     objective: Objective = TeacherTopKLsm()
     train: Train = Train()
+    continuation: Continuation | None = None
+    """Lets student and teacher go on from prefixes of the rollouts; null: never."""
     evaluation: Evaluation | None = None
     """Grades the student on held-out problems after its rounds; null: never."""
     tracker: list[Tracker] = []
@@ -262,10 +248,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _objective_fits_the_cache(self):
-        k = getattr(self.objective, "k", None)
-        if k is not None and k > self.score.teacher_top_k:
-            raise ValueError(f"objective.k = {k} is larger than score.teacher_top_k = {self.score.teacher_top_k}: "
-                             "lower it or store more")
+        stored = {"teacher_top_k": self.score.teacher_top_k, "student_top_k": self.score.student_top_k}
+        check_stored(self.objective, stored, self.score.teacher_hidden_states)
         return self
 
     @model_validator(mode="after")

@@ -36,6 +36,8 @@ class TokenBatch:
     """From the masks; a position with weight 0 is dropped before the head."""
     rollout_N: Tensor
     """int64: which rollout of this batch a position belongs to, from 0; positions of a rollout are in order."""
+    position_N: Tensor
+    """int64: index into response_tokens. Masked positions and an environment's tokens leave gaps."""
 
     def __len__(self) -> int:
         return self.token_ids_N.shape[0]

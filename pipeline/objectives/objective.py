@@ -18,6 +18,13 @@ class Objective(Protocol):
     needs_log_normaliser: bool
     """True: `student.lse_N` and `student.log_outside_N` must be there, with gradient (a pass over the vocabulary)."""
 
+    age_cap: int
+    """Most optimizer steps on one round's rollouts unless train.age_cap says otherwise."""
+    whole_vocabulary: bool
+    """True: the loss compares student and teacher on all shared ids and is computed by train/full_vocabulary.py from
+    `divergence` (divergence.py), `stop_gradient` and `teacher` ("cache" or "live"); `support` and `loss` are not
+    called and need not be there."""
+
     def support(self, batch: TokenBatch) -> Tensor:
         """ids_NS, int64, at which the loss needs the student's logits. Depends on the cache alone; a row may hold an
         id twice."""

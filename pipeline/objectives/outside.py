@@ -40,12 +40,30 @@ def _renormalise(support: Support, student: StudentLogits) -> Buckets:
 
 
 def _tail_bucket(support: Support, student: StudentLogits) -> Buckets:
-    """p and q on S, and one bucket for everything else: (1 - P_S, 1 - Q_S). A true coarsening of both."""
-    member_NB = torch.nn.functional.pad(support.member_NS, (0, 1), value=True)
+    """p and q on S, and one bucket for everything else: (1 - P_S, 1 - Q_S). A true coarsening of both.
+
+    An empty S leaves one bucket that holds everything on both sides: no bucket at all, so that no loss comes of it.
+    """
+    member_NB = torch.cat([support.member_NS, support.member_NS.any(1, keepdim=True)], 1)
     z_NB = torch.cat([student.logits_NS, student.log_outside_N[:, None]], 1)
     log_q_NB = torch.cat([support.teacher_log_probs_NS, support.teacher_log_outside_N[:, None]], 1)
     return _floored(z_NB - student.lse_N[:, None], member_NB), _floored(log_q_NB, member_NB)
 
 
+def _truncate(support: Support, student: StudentLogits) -> Buckets:
+    """p and q on S as they are, adding up to P_S and Q_S: no distributions. A negative control.
+
+    A divergence of them is no divergence: it can be negative, nothing is clamped (a clamp at 0 would silently end the
+    gradients of such rows), and its minimum is not at p = q. For the reverse KL it is p = q / e on S, and on the way
+    the mass on S leaks away.
+    """
+    log_p_NS = _floored(student.logits_NS - student.lse_N[:, None], support.member_NS)
+    return log_p_NS, _floored(support.teacher_log_probs_NS, support.member_NS)
+
+
 renormalise = Outside(_renormalise, needs_log_normaliser=False)
 tail_bucket = Outside(_tail_bucket, needs_log_normaliser=True)
+truncate = Outside(_truncate, needs_log_normaliser=True)
+
+RULES = {"renormalise": renormalise, "tail_bucket": tail_bucket, "truncate": truncate}
+"""By the name of `objective.outside`."""

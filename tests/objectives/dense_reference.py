@@ -35,7 +35,7 @@ def cached(teacher_NV, before_NV, *, k, student_k=4, sampled_N=None, weight_N=No
         student_topk_ids_Nk=student_top.indices, student_topk_log_probs_Nk=student_top.values,
         teacher_at_student_Nk=log_q.gather(1, student_top.indices),
         weight_N=torch.ones(count, dtype=log_q.dtype) if weight_N is None else weight_N,
-        rollout_N=torch.zeros(count, dtype=torch.long))
+        rollout_N=torch.zeros(count, dtype=torch.long), position_N=torch.arange(count))
 
 
 def gathered(now_NV, ids_NS, objective):
@@ -62,16 +62,57 @@ def full_reverse_kl(teacher_V, now_V):
     return (p * (p.log() - log_q)).sum()
 
 
-def reference(name, teacher_V, before_V, now_V, support, token):
-    """One position's loss; `support` is a list of ids."""
+def support_of(name, teacher_ids, student_ids):
+    """The ids of a named support as a list, from both stored lists."""
+    both = [v for v in teacher_ids if v in set(student_ids)]
+    return {"teacher_top_k": teacher_ids, "student_top_k": student_ids, "intersection": both,
+            "union": teacher_ids + [v for v in student_ids if v not in set(both)],
+            "symmetric_difference": [v for v in teacher_ids + student_ids if v not in set(both)]}[name]
+
+
+COMPOSED = {  # support, divergence, outside, stop-gradient
+    "teacher_topk_lsm": ("teacher_top_k", "reverse_kl", "renormalise", False),
+    "student_topk": ("student_top_k", "reverse_kl", "renormalise", False),
+    "union_topk": ("union", "reverse_kl", "renormalise", False),
+    "overlap_only": ("intersection", "reverse_kl", "renormalise", False),
+    "non_overlap_only": ("symmetric_difference", "reverse_kl", "renormalise", False),
+    "tail_bucket_topk": ("teacher_top_k", "reverse_kl", "tail_bucket", False),
+    "truncated_topk": ("teacher_top_k", "reverse_kl", "truncate", False),
+    "forward_kl_topk": ("teacher_top_k", "forward_kl", "tail_bucket", False),
+    "gkd": ("teacher_top_k", "jsd", "tail_bucket", False),
+    "skewed_topk": ("teacher_top_k", "skewed", "tail_bucket", False),
+}
+
+
+def composition(config):
+    """(support, divergence, outside, stop-gradient) that a config stands for."""
+    if config.type == "dense":
+        return config.support, config.divergence, config.outside or "renormalise", config.stop_gradient
+    if config.type == "stop_gradient_topk":
+        return config.support, "reverse_kl", "renormalise" if config.support == "intersection" else "truncate", True
+    return COMPOSED[config.type]
+
+
+def reference(config, teacher_V, before_V, now_V, teacher_ids, student_ids, token):
+    """One position's loss; the stored lists and the token are plain ids. Gamma is 0 and no ratio is taken."""
     p, q, p_0 = now_V.softmax(0), teacher_V.softmax(0), before_V.softmax(0)
-    if name.startswith("sampled_token"):
-        advantage = (q[token] / p_0[token]).log().item()
-        return -advantage * p[token].log()
-    p_S, q_S = [p[u] for u in support], [q[u] for u in support]
-    if name == "teacher_topk_lsm":
-        return kl([x / sum(p_S) for x in p_S], [x / sum(q_S) for x in q_S])
-    assert name == "tail_bucket_topk"
-    rest = [v for v in range(len(p)) if v not in set(support)]
-    outside = [(p[rest].sum(), q[rest].sum())] if rest else []
-    return kl(p_S + [a for a, _ in outside], q_S + [b for _, b in outside])
+    if config.type.startswith("sampled_token"):
+        return -(q[token] / p_0[token]).log().item() * p[token].log()
+    if config.type == "lightning":
+        return -(q[token] / p[token]).log().clamp(-config.clip, config.clip).item() * p[token].log()
+    support, divergence, outside, stop = composition(config)
+    most = 20 if config.type == "stop_gradient_topk" else None
+    ids = support_of(support, teacher_ids[:most], student_ids[:most])
+    p_B, q_B = [p[u] for u in ids], [q[u] for u in ids]
+    if outside == "renormalise":
+        p_B, q_B = [x / sum(p_B) for x in p_B], [x / sum(q_B) for x in q_B]
+    if outside == "tail_bucket":
+        rest = torch.ones(len(p), dtype=torch.bool).index_fill(0, torch.tensor(ids, dtype=torch.long), False)
+        p_B, q_B = (p_B + [p[rest].sum()], q_B + [q[rest].sum()]) if rest.any() else (p_B, q_B)
+    if stop:
+        return sum(a * ((a / b).log().detach()) for a, b in zip(p_B, q_B))
+    beta, alpha = getattr(config, "beta", None) or 0.5, getattr(config, "alpha", None) or 0.1
+    mixed = lambda share: [share * a + (1 - share) * b for a, b in zip(p_B, q_B)]
+    return {"reverse_kl": lambda: kl(p_B, q_B), "forward_kl": lambda: kl(q_B, p_B),
+            "jsd": lambda: beta * kl(q_B, mixed(1 - beta)) + (1 - beta) * kl(p_B, mixed(1 - beta)),
+            "skewed": lambda: kl(p_B, mixed(alpha))}[divergence]()
