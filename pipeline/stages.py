@@ -14,10 +14,19 @@ from storage.errors import MissingObject, UserError
 from storage.layout import STAGES
 from storage.rounds import Manifest, Receipt, Round, StageCommit, committed_rounds, read_run
 
-NEEDS_SHARD = {"rollout": "prompts", "score": "rollout"}
+NEEDS_SHARD = {"rollout": "prompts", "score": "rollout", "hidden": "rollout"}
 """A shard of the key reads the same shard of the value."""
-NEEDS_ALL = {"mask": "score", "train": "mask", "evaluate": "train"}
+NEEDS_ALL = {"continuation": "rollout", "mask": "score", "train": "mask", "evaluate": "train"}
 """The key reads every shard of the value: the detector and SQL masks see a whole round. A round is evaluated last."""
+
+
+UNASKED = {
+    "hidden": "its config has no score.teacher_hidden_states; `opd rescore` adds them to a past round",
+    "continuation": "its config has no [continuation], or asks for it in other rounds",
+    "evaluate": "its config has no [evaluation], or asks for it in other rounds; `opd evaluate --model` grades any "
+                "model",
+}
+"""Why a stage may have nothing to do."""
 
 
 def check_round(round: Round) -> None:
@@ -92,8 +101,7 @@ def check_shard(round: Round, stage: str, shard: int | None = None) -> None:
                         f"--round {round.number}` first")
     shards = round.shard_indices(stage)
     if not shards:
-        raise UserError(f"round {round.number} of {round.run} has nothing to {stage}: its config has no [evaluation], "
-                        "or asks for it in other rounds; `opd evaluate --model` grades any model")
+        raise UserError(f"round {round.number} of {round.run} has no shard of {stage}: {UNASKED[stage]}")
     if shard is not None and shard not in shards:
         raise UserError(f"{stage} of round {round.number} has no shard {shard}: it has 0 to {len(shards) - 1}")
 

@@ -1,8 +1,9 @@
-"""Checkpoints in the store: Hugging Face folders of safetensors, JSON and tokenizer files, put file by file.
+"""Checkpoints in the store: Hugging Face folders of safetensors, JSON and tokenizer files, put file by file. The output
+head of a teacher lies there in the same way.
 
 The folder's name is the hash of all files in it, so two workers whose optimizer states differ never share a folder
 and a killed copy is completed, not trusted. The fingerprint hashes the weights alone. Nothing counts a checkpoint
-until run.json or a train receipt names its files.
+until run.json or a train receipt names its files, a head until the receipts of `hidden` do.
 """
 
 import os
@@ -39,8 +40,19 @@ def put_checkpoint(store: ObjectStore, run: str, number: int, folder: Path) -> C
     """Put `folder` as the student that starts round `number`; a copy that was interrupted is completed."""
     hashes = folder_hashes(folder)
     prefix = layout.checkpoint_prefix(run, number, documents.sha256(documents.dump(hashes)))
+    return _put_files(store, prefix, _kept(folder), hashes)
+
+
+def put_head(store: ObjectStore, run: str, folder: Path) -> CheckpointFiles:
+    """Put all files of `folder` as a teacher's output head of `run`; `local_checkpoint` brings it back."""
+    paths = sorted(folder.iterdir())
+    hashes = {path.name: file_sha256(path) for path in paths}
+    return _put_files(store, layout.head_prefix(run, documents.sha256(documents.dump(hashes))), paths, hashes)
+
+
+def _put_files(store: ObjectStore, prefix: str, paths: list[Path], hashes: dict[str, str]) -> CheckpointFiles:
     files = []
-    for path in _kept(folder):
+    for path in paths:
         file = StoredFile(prefix + path.name, path.stat().st_size, hashes[path.name])
         store.put_if_absent(file.key, path)
         checked_path(store, file.key, file.size, file.sha256)

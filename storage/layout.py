@@ -9,6 +9,7 @@
     run=<id>/round=<n>/manifest.json                  the round; the sha256 of its bytes is the round's id
     run=<id>/round=<n>/timings/<stage>-<i>.json       durations; never hashed
     run=<id>/checkpoint=<n>/<sha12>/                  the student that starts round n, named by its files' hash
+    run=<id>/head/<sha12>/                            the teacher's output head, where its hidden states are kept
 
 Keys are relative to the store's root, use forward slashes, and are built here from validated parts only.
 """
@@ -18,12 +19,13 @@ import re
 from storage.errors import UserError
 
 STORE_MARKER = "store.json"
-STAGES = ("prompts", "rollout", "score", "mask", "train", "evaluate")
-"""The stages of a round, in their order. Each has receipts and a commit."""
+STAGES = ("prompts", "rollout", "score", "hidden", "continuation", "mask", "train", "evaluate")
+"""The stages of a round, in their order. Each has receipts and a commit; one that a plan gives no shards has an empty
+commit."""
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_TABLE_FOLDERS = {"prompts": "prompts", "rollouts": "rollouts", "tokens": "tokens/scores={scores}", "mask": "mask",
-                  "steps": "train/steps", "evaluation": "evaluation"}
+_TABLE_FOLDERS = {"prompts": "prompts", "rollouts": "rollouts", "tokens": "tokens/scores={scores}", "hidden": "hidden",
+                  "continuation": "continuation", "mask": "mask", "steps": "train/steps", "evaluation": "evaluation"}
 
 
 def check_run_id(run: str) -> str:
@@ -74,6 +76,11 @@ def shard(run: str, number: int, table: str, index: int, sha256: str, scores: st
 def checkpoint_prefix(run: str, number: int, content: str) -> str:
     """Folder of the student that starts round `number`; `content` is the hash of all its files."""
     return f"{run_prefix(run)}checkpoint={int(number)}/{content[:12]}/"
+
+
+def head_prefix(run: str, content: str) -> str:
+    """Folder of the teacher's output head; `content` is the hash of all its files."""
+    return f"{run_prefix(run)}head/{content[:12]}/"
 
 
 def _stage(stage: str) -> str:

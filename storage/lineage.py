@@ -17,7 +17,7 @@ from storage.errors import IntegrityError, MissingObject, UserError
 from storage.objects import ObjectStore
 from storage.records import CheckpointFiles, Manifest
 from storage.rounds import Round
-from storage.runs import list_runs, read_manifest, read_run, run_sha256
+from storage.runs import first_own_round, list_runs, read_manifest, read_run, run_sha256
 
 _DIGITS = re.compile(r"[0-9a-f]{4,64}")
 
@@ -49,9 +49,9 @@ def checkpoints(store: ObjectStore) -> Iterator[tuple[str, int, CheckpointFiles]
     A branch's first one is left out: it is a round's output in the parent run.
     """
     for run in list_runs(store):
+        number = first_own_round(store, run)
         if not read_run(store, run).get("branch"):
             yield run, 0, starting_checkpoint(store, run, 0)
-        number = 0
         while manifest := read_manifest(store, run, number):
             number += 1
             yield run, number, manifest.checkpoint_out
@@ -118,9 +118,6 @@ def _chain(store: ObjectStore, run: str, number: int) -> Iterator[Manifest]:
                                  f"{manifest.id[:12]}, expected {expected[:12]}", "stale")
         yield manifest
         expected, number = manifest.parent, number - 1
-        if number < 0 and expected is not None:
-            branch = read_run(store, run)["branch"]
-            run, number = branch["run"], branch["round"]
 
 
 def _describe_round(store: ObjectStore, manifest: Manifest) -> dict[str, Any]:

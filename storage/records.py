@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from storage import documents
 from storage.errors import IntegrityError
 
-FORMAT = 2
+FORMAT = 3
 """Of every document; a reader refuses another."""
 
 Record = TypeVar("Record")
@@ -79,8 +79,21 @@ class EvaluationShard:
 
 
 @dataclass(frozen=True)
+class ContinuationShard:
+    """Prompts whose rollouts one model continues from chosen depths. `role` is student (the one that wrote them) or
+    teacher."""
+
+    index: int
+    role: str
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a round is going to do. `parent` is the previous round's manifest id, `checkpoint` its fingerprint."""
+    """What a round is going to do. `parent` is the previous round's manifest id, `checkpoint` its fingerprint.
+
+    `hidden`: the teacher's hidden states are kept. A stage that is not asked for has no shards.
+    """
 
     round: int
     seed: int
@@ -88,18 +101,27 @@ class Plan:
     checkpoint: str
     shards: list[PlanShard]
     evaluation: list[EvaluationShard] = field(default_factory=list)
+    continuation: list[ContinuationShard] = field(default_factory=list)
+    hidden: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def shard_indices(self, stage: str) -> list[int]:
-        """Shards of a stage: those of `shards`, just 0 for `train`, those of `evaluation` for `evaluate`."""
+        """Shards of a stage: just 0 for `train`, those of `evaluation` and of `continuation` for these two stages,
+        those of `shards` for all others; none for `hidden` unless asked for."""
         if stage == "train":
             return [0]
-        return [shard.index for shard in (self.evaluation if stage == "evaluate" else self.shards)]
+        if stage == "hidden" and not self.hidden:
+            return []
+        own = {"evaluate": self.evaluation, "continuation": self.continuation}
+        return [shard.index for shard in own.get(stage, self.shards)]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One finished shard of a stage: the file that counts, what it was computed from (key -> sha256), counts."""
+    """One finished shard of a stage: the file that counts, what it was computed from (key -> sha256), counts.
+
+    `checkpoint` is what `train` ends with, `head` the teacher's output head that the file of `hidden` is read with.
+    """
 
     stage: str
     shard: int
@@ -107,6 +129,7 @@ class Receipt:
     inputs: dict[str, str]
     facts: dict[str, Any]
     checkpoint: CheckpointFiles | None
+    head: CheckpointFiles | None = None
 
 
 @dataclass(frozen=True)

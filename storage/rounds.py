@@ -22,6 +22,7 @@ from storage.errors import IntegrityError, MissingObject, UserError
 from storage.objects import ObjectStore, exists
 from storage.records import (
     CheckpointFiles,
+    ContinuationShard,
     EvaluationShard,
     Manifest,
     Plan,
@@ -36,7 +37,9 @@ from storage.records import (
 from storage.runs import (
     committed_rounds,
     create_run,
+    first_own_round,
     list_runs,
+    owner,
     parent_manifest,
     read_manifest,
     read_run,
@@ -45,17 +48,21 @@ from storage.runs import (
 from storage.shards import put_shard, read_shard
 
 __all__ = [
-    "CheckpointFiles", "EvaluationShard", "Manifest", "Plan", "PlanShard", "Receipt", "Round", "ShardFile",
-    "StageCommit", "StoredFile", "committed_rounds", "create_run", "list_runs", "local_checkpoint", "parent_manifest",
+    "CheckpointFiles", "ContinuationShard", "EvaluationShard", "Manifest", "Plan", "PlanShard", "Receipt", "Round",
+    "ShardFile", "StageCommit", "StoredFile", "committed_rounds", "create_run", "first_own_round", "list_runs",
+    "local_checkpoint", "owner", "parent_manifest",
     "put_checkpoint", "read_manifest", "read_run", "starting_checkpoint",
 ]
 
 
 class Round:
-    """Round `number` of `run`. Cheap to make; remembers the plan and the receipts it has read, which never change."""
+    """Round `number` of `run`; of a branch's first rounds, where its parent keeps them.
+
+    Cheap to make; remembers the plan and the receipts it has read, which never change.
+    """
 
     def __init__(self, store: ObjectStore, run: str, number: int):
-        self.store, self.run, self.number = store, layout.check_run_id(run), number
+        self.store, self.run, self.number = store, owner(store, layout.check_run_id(run), number), number
         self._plan: Plan | None = None
         self._receipts: dict[str, tuple[Receipt, str]] = {}
 
@@ -100,12 +107,12 @@ class Round:
 
     def finish(self, stage: str, shard: int, table_name: str, table: pa.Table, *, inputs: dict[str, str],
                facts: dict[str, Any] | None = None, scores: str | None = None,
-               checkpoint: CheckpointFiles | None = None) -> Receipt:
+               checkpoint: CheckpointFiles | None = None, head: CheckpointFiles | None = None) -> Receipt:
         """Put a shard's file, then its receipt. Returns the receipt that counts, which may be another worker's.
 
         `inputs` maps the keys of what it was computed from to their sha256 (`input_files` helps), `facts` holds
         counts that are a function of the work alone, `scores` is the 8-digit scoring key for the table `tokens`,
-        `checkpoint` the output of `train`.
+        `checkpoint` the output of `train`, `head` the teacher's head beside `hidden`.
         """
         assert shard in self.shard_indices(stage), (stage, shard)
         assert (checkpoint is not None) == (stage == "train"), "train, and only train, ends with a checkpoint"
@@ -113,9 +120,18 @@ class Round:
         if done:
             return done
         file = put_shard(self.store, self.run, self.number, table_name, shard, table, scores)
-        receipt = Receipt(stage, shard, file, dict(inputs), facts or {}, checkpoint)
+        receipt = Receipt(stage, shard, file, dict(inputs), facts or {}, checkpoint, head)
         self.store.put_if_absent(self._receipt_key(stage, shard), pack("receipt", self.run, self.number, receipt))
         counts = self.receipt(stage, shard)
+        assert counts is not None
+        return counts
+
+    def share(self, receipt: Receipt) -> Receipt:
+        """Finish a shard with what another round of the store computed: its receipt, naming its file. The file is not
+        copied. Returns the receipt that counts."""
+        key = self._receipt_key(receipt.stage, receipt.shard)
+        self.store.put_if_absent(key, pack("receipt", self.run, self.number, receipt))
+        counts = self.receipt(receipt.stage, receipt.shard)
         assert counts is not None
         return counts
 

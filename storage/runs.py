@@ -1,9 +1,12 @@
-"""Runs: run.json, put once, and which rounds are committed.
+"""Runs: run.json, put once, which rounds are committed, and which run a branch has its first rounds from.
 
 run.json is the run's identity: resolved config, versions, fingerprints of both models, the starting checkpoint. Two
 keys of the config are no part of it. `rounds` may be raised later: run.json keeps the first value, is never
 rewritten, and whoever runs rounds goes by the config in hand. `store` is not recorded at all: a store that was moved
 or copied holds the same run, with the same hashes.
+
+A branch is a run whose run.json names another: {"branch": {run, round, manifest}}. Its rounds before `round` are the
+other run's, read where they lie; `manifest` is the last of them, null if there is none. From `round` on it has its own.
 """
 
 from typing import Any
@@ -53,16 +56,34 @@ def list_runs(store: ObjectStore) -> list[str]:
     return [run for run in ids if layout.RUN_ID.fullmatch(run) and exists(store, layout.run_json(run))]
 
 
+def first_own_round(store: ObjectStore, run: str) -> int:
+    """0, or the round at which a branch left its parent."""
+    branch = read_run(store, run).get("branch")
+    return branch["round"] if branch else 0
+
+
+def owner(store: ObjectStore, run: str, number: int) -> str:
+    """The run whose folder holds round `number` of `run`: itself, or for a branch's first rounds the one it left."""
+    while number >= 0 and exists(store, layout.run_json(run)):
+        branch = read_run(store, run).get("branch")
+        if not branch or number >= branch["round"]:
+            break
+        run = branch["run"]
+    return run
+
+
 def committed_rounds(store: ObjectStore, run: str) -> list[int]:
-    """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent."""
-    number = 0
+    """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent. A branch counts its parent's
+    too."""
+    number = first_own_round(store, run) if exists(store, layout.run_json(run)) else 0
     while exists(store, layout.manifest(run, number)):
         number += 1
     return list(range(number))
 
 
 def read_manifest(store: ObjectStore, run: str, number: int) -> Manifest | None:
-    """The manifest of a committed round, None if it is not committed."""
+    """The manifest of a committed round, None if it is not committed. A branch's first ones are its parent's."""
+    run = owner(store, run, number)
     key = layout.manifest(run, number)
     try:
         data = store.get(key)
@@ -72,9 +93,9 @@ def read_manifest(store: ObjectStore, run: str, number: int) -> Manifest | None:
 
 
 def parent_manifest(store: ObjectStore, run: str, number: int) -> str | None:
-    """Manifest id that round `number` follows: the previous round's, or of a branch's parent, or None."""
+    """Manifest id that round `number` follows: the previous round's, which may be a branch's parent's; None for 0."""
     if number == 0:
-        return (read_run(store, run).get("branch") or {}).get("manifest")
+        return None
     previous = read_manifest(store, run, number - 1)
     if previous is None:
         raise UserError(f"round {number} of {run} cannot start: round {number - 1} is not committed; finish it first")

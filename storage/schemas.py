@@ -78,11 +78,15 @@ STEPS = pa.schema([
     _required("tokens", pa.int64(), "response tokens in this step"),
     _required("unmasked_tokens", pa.int64(), "with a weight other than 0"),
     _required("staleness", pa.int32(), "optimizer steps between the rollouts' checkpoint and this step's start"),
+    _optional("stopped", pa.string(), "drift_fuse: the step was not applied and ended the round's training; else null"),
     _optional("drift", pa.float64(), "KL(p_0 || p_now) over the cached student top-k and its tail, nats"),
     _optional("ess", pa.float64(), "effective sample size of p_now / p_0 on the sampled tokens, share of 1"),
     _optional("student_mass", pa.float64(), "current student's mass on the teacher's top-K"),
     _optional("opd_reverse_kl", pa.float64(), "mean log p - log q on sampled tokens, nats"),
-    _required("probe_tokens", pa.int32(), "positions behind drift, ess and student_mass: the fixed 1/32"),
+    _optional("teacher_kl", pa.float64(), "KL(p_now || q) on the teacher's top-K and one bucket for the rest, nats"),
+    _optional("student_entropy", pa.float64(), "p_now's, over the whole vocabulary, nats"),
+    _optional("topk_left", pa.float64(), "share of p_now's top-k that the cached student top-k lacks"),
+    _required("probe_tokens", pa.int32(), "positions behind drift to topk_left: the fixed 1/32"),
 ])
 """One row per optimizer step."""
 
@@ -104,6 +108,36 @@ EVALUATION = pa.schema([
     _required("seed", pa.int64(), "of this sample"),
 ])
 """One row per graded sample."""
+
+
+CONTINUATION = pa.schema([
+    _required("rollout_id", pa.int64(), "rollouts.rollout_id"),
+    _required("prompt_id", pa.int64(), "prompts.prompt_id"),
+    _required("task", pa.string(), "prompts.task"),
+    _required("depth", pa.int32(), "response tokens of the rollout that were kept as a prefix"),
+    _required("role", pa.string(), "student (which wrote the rollout) | teacher: who went on from there"),
+    _required("sample", pa.int32(), "from 0, within rollout, depth and role"),
+    _required("model", pa.string(), "sha256 fingerprint of who went on"),
+    _required("response_text", pa.string(), "decoded view of the continuation, without the prefix"),
+    _required("response_tokens", pa.int32(), "count, of the continuation"),
+    _required("finish_reason", pa.string(), "stop | length"),
+    _required("correct", pa.bool_(), "verdict on prefix and continuation together"),
+    _required("verdict_reason", pa.string(), "why"),
+    _required("prefix_correct", pa.bool_(), "verdict on the rollout as the student ended it"),
+    _required("seed", pa.int64(), "of this sample"),
+])
+"""One row per continuation."""
+
+
+def hidden(bytes_per_token: int) -> pa.Schema:
+    """The teacher's final hidden states, one row per row of `tokens`, in its order; the receipt's facts say how they
+    are coded (`dtype`, `width`)."""
+    return pa.schema([
+        _required("rollout_id", pa.int64(), "rollouts.rollout_id"),
+        _required("position", pa.int32(), "index into response_tokens"),
+        _required("scale", pa.float32(), "factor of the stored numbers; 1 for bfloat16"),
+        _required("hidden", pa.binary(bytes_per_token), "what the teacher's head is applied to, little-endian"),
+    ])
 
 
 @dataclass(frozen=True)
@@ -152,5 +186,6 @@ def tokens(width: TopK) -> pa.Schema:
     return pa.schema(fields)
 
 
-FIXED_TABLES = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "mask": MASK, "steps": STEPS, "evaluation": EVALUATION}
+FIXED_TABLES = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "continuation": CONTINUATION, "mask": MASK, "steps": STEPS,
+                "evaluation": EVALUATION}
 """Tables whose columns do not depend on the config."""

@@ -54,7 +54,9 @@ def check_table(path: Path, file: ShardFile) -> pa.Schema:
 
 
 def expected_schema(table_name: str, found: pa.Schema) -> pa.Schema:
-    """The schema of a table; the widths of `tokens` are those that `found` has."""
+    """The schema of a table; the widths of `tokens` and `hidden` are those that `found` has."""
+    if table_name == "hidden":
+        return schemas.hidden(_bytes(found, "hidden"))
     if table_name != "tokens":
         return schemas.FIXED_TABLES[table_name]
     return schemas.tokens(schemas.TopK(_width(found, "teacher_topk_ids"), _width(found, "student_topk_ids"),
@@ -105,6 +107,12 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's content, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(schema: pa.Schema, column: str) -> int:
+    index = schema.get_field_index(column)
+    kind = schema.field(index).type if index >= 0 else None
+    return kind.byte_width if kind is not None and pa.types.is_fixed_size_binary(kind) else 1
 
 
 def _width(schema: pa.Schema, column: str) -> int:

@@ -2,6 +2,7 @@
 
 A committed round never changes, so its manifest is all there is to read. A round in progress is frozen at the
 receipts that lay there when the snapshot was taken; what comes later is not in it. Shard files are never listed.
+A branch's first rounds are in it as the branch's, with its parent's files.
 """
 
 from collections.abc import Mapping

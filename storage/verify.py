@@ -3,10 +3,10 @@
     opd verify
 
 Read are run.json, plans, receipts, stage commits, manifests and their copies, all shards and all files of all
-checkpoints. Documents carry their own checksum, and each is named by the hash in the one above it, so that a
-document that is whole but not the committed one is found too. Orphans (what no receipt names) are no problem:
-they are what killed workers leave. What stays unseen: a rewriter of the newest manifest, of its copy and of all
-that they name; to exclude that, keep the newest manifest's id elsewhere.
+checkpoints and teachers' heads. Documents carry their own checksum, and each is named by the hash in the one above
+it, so that a document that is whole but not the committed one is found too. Orphans (what no receipt names) are no
+problem: they are what killed workers leave. What stays unseen: a rewriter of the newest manifest, of its copy and of
+all that they name; to exclude that, keep the newest manifest's id elsewhere.
 """
 
 import re
@@ -20,7 +20,7 @@ from storage.checkpoints import ROUND_COPY, starting_checkpoint
 from storage.errors import IntegrityError, MissingObject, UserError
 from storage.objects import ObjectStore
 from storage.records import CheckpointFiles, Manifest, Plan, Receipt, ShardFile, StageCommit, StoredFile, unpack
-from storage.runs import read_run
+from storage.runs import owner, read_run
 from storage.shards import check_table, damage, file_sha256
 
 Found = TypeVar("Found")
@@ -48,11 +48,12 @@ def verify(store: ObjectStore, run: str | None = None) -> list[Finding]:
         if layout.run_prefix(run).rstrip("/") not in folders:
             raise UserError(f"run {run} is not in the store {store.url}: `opd verify` without --run checks all runs")
         folders = [f"run={run}"]
-    findings = []
+    findings: list[Finding] = []
+    whole: set[tuple[str, str]] = set()
     for folder in folders:
         name = folder.removeprefix("run=")
         if layout.RUN_ID.fullmatch(name):
-            findings += _Run(store, name).check()
+            findings += _Run(store, name, whole).check()
         else:
             findings.append(Finding(folder, "unclean", "is not the folder of a run: its name is not clean"))
     return findings
@@ -73,8 +74,10 @@ class _Round:
 class _Run:
     """One run's check: documents first, then the links between them, then the files they name."""
 
-    def __init__(self, store: ObjectStore, run: str):
+    def __init__(self, store: ObjectStore, run: str, whole: set[tuple[str, str]]):
         self.store, self.run = store, run
+        self.whole = whole
+        """(key, sha256) of files that were found whole: a branch names its parent's, which are not read twice."""
         self.found: dict[str, Finding] = {}
         """The first problem of every key: what follows from it is not repeated."""
         self.hashes: dict[str, str] = {}
@@ -90,8 +93,12 @@ class _Run:
         checkpoints = {each.prefix: each for each in _checkpoints(rounds, document)}
         stored = {file.key: file for checkpoint in checkpoints.values() for file in checkpoint.files}
         self.counted = {key: file.sha256 for key, file in [*shards.items(), *stored.items()]}
+        first = ((document or {}).get("branch") or {}).get("round", 0)
         for round in rounds:
-            previous = by_number.get(round.number - 1, _Round(round.number - 1)) if round.number else None
+            if round.number < first:
+                self._add(layout.round_prefix(self.run, round.number), "foreign",
+                          f"is foreign: {self.run} has its own rounds from {first} on, and this one from its parent")
+            previous = by_number.get(round.number - 1, _Round(round.number - 1)) if round.number != first else None
             self._check_links(round, previous, document)
         self._check_copies()
         for checkpoint in checkpoints.values():
@@ -189,8 +196,7 @@ class _Run:
 
     def _check_parent(self, key: str, parent: str | None, previous: _Round | None, document: dict | None) -> None:
         if previous is None:
-            if document is not None and parent != (document.get("branch") or {}).get("manifest"):
-                self._add(key, "stale", "is stale: its parent is not the one that run.json names")
+            self._check_branch(key, parent, document)
             return
         previous_key = layout.manifest(self.run, previous.number)
         if previous_key not in self.hashes:
@@ -198,6 +204,24 @@ class _Run:
         elif self.hashes[previous_key] != parent:
             self._add(previous_key, "stale", f"is stale: whole, but not the parent that round {previous.number + 1} "
                                              "names")
+
+    def _check_branch(self, key: str, parent: str | None, document: dict | None) -> None:
+        """The first own round follows the manifest that run.json names, which must still be what it was."""
+        if document is None:
+            return
+        branch = document.get("branch")
+        if parent != (branch or {}).get("manifest"):
+            self._add(key, "stale", "is stale: its parent is not the one that run.json names")
+        elif branch and branch["round"]:
+            before = branch["round"] - 1
+            where = layout.manifest(owner(self.store, branch["run"], before), before)
+            try:
+                found = documents.sha256(self.store.get(where))
+            except MissingObject:
+                self._add(where, "missing", f"is missing: {self.run} branched off after it")
+                return
+            if found != parent:
+                self._add(where, "stale", f"is stale: whole, but not the one that {self.run} branched off after")
 
     def _check_copy(self, manifest: Manifest, key: str) -> None:
         copy = manifest.checkpoint_out.prefix + ROUND_COPY
@@ -257,7 +281,7 @@ class _Run:
             self._add(checkpoint.prefix, error.kind, str(error))
             return
         for key in planted:
-            self._add(key, "foreign", "is foreign: it lies in a checkpoint that does not name it")
+            self._add(key, "foreign", "is foreign: it lies in a checkpoint or head that does not name it")
 
     def _check_files(self, files: list[ShardFile | StoredFile]) -> None:
         keys = {file.sha256: file.key for file in files}
@@ -267,7 +291,7 @@ class _Run:
                 self._check_table(path, file)
 
     def _check_bytes(self, file: ShardFile | StoredFile, keys: dict[str, str]) -> Path | None:
-        """The local file if its bytes are the committed ones."""
+        """The local file if its bytes are the committed ones and nobody has looked at it yet."""
         try:
             path = self.store.local_path(file.key)
         except MissingObject:
@@ -276,8 +300,11 @@ class _Run:
         except IntegrityError as error:
             self._add(file.key, error.kind, str(error))
             return None
+        if (file.key, file.sha256) in self.whole:
+            return None
         problem = damage(path, file.size, file.sha256)
         if problem is None:
+            self.whole.add((file.key, file.sha256))
             return path
         other = keys.get(file_sha256(path)) if problem[0] != "empty" else None
         if other:
@@ -305,13 +332,14 @@ def _whole_run(store: ObjectStore, run: str) -> dict:
 
 
 def _checkpoints(rounds: list[_Round], document: dict | None) -> Iterator[CheckpointFiles]:
-    """Every checkpoint that a document names."""
+    """Every checkpoint that a document names, and every teacher's head."""
     if document:
         yield CheckpointFiles.from_dict(document["student_checkpoint"])
     for round in rounds:
         if round.manifest:
             yield from (round.manifest.checkpoint_in, round.manifest.checkpoint_out)
-        yield from (receipt.checkpoint for receipt in round.receipts.values() if receipt.checkpoint)
+        for receipt in round.receipts.values():
+            yield from filter(None, (receipt.checkpoint, receipt.head))
 
 
 def _other_table(path: Path, file: ShardFile) -> tuple[str, str] | None:

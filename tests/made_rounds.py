@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage import layout, schemas
-from storage.rounds import EvaluationShard, Plan, PlanShard, Round, create_run, put_checkpoint
+from storage.rounds import ContinuationShard, EvaluationShard, Plan, PlanShard, Round, create_run, put_checkpoint
 
 K, k = 4, 2
 
@@ -64,8 +64,10 @@ def steps(count: int = 1, **changes) -> pa.Table:
     columns = {
         "step": list(range(1, count + 1)), "step_in_round": list(range(1, count + 1)), "loss": [0.5] * count,
         "learning_rate": [1e-6] * count, "grad_norm": [1.0] * count, "rollouts": [2] * count, "tokens": [4] * count,
-        "unmasked_tokens": [4] * count, "staleness": list(range(count)), "drift": [0.0] * count, "ess": [1.0] * count,
-        "student_mass": [0.9] * count, "opd_reverse_kl": [0.1] * count, "probe_tokens": [1] * count,
+        "unmasked_tokens": [4] * count, "staleness": list(range(count)), "stopped": [None] * count,
+        "drift": [0.0] * count, "ess": [1.0] * count, "student_mass": [0.9] * count, "opd_reverse_kl": [0.1] * count,
+        "teacher_kl": [0.2] * count, "student_entropy": [1.0] * count, "topk_left": [0.0] * count,
+        "probe_tokens": [1] * count,
     }
     return pa.table(columns | changes, schema=schemas.STEPS)
 
@@ -88,6 +90,24 @@ def graded(role: str, verdicts: dict[int, list[bool]], task: str = "sums", **cha
     return pa.table(columns | changes, schema=schemas.EVALUATION)
 
 
+def continued(role: str, verdicts: dict[tuple[int, int], list[bool]], prefix_correct: dict[int, bool],
+              **changes) -> pa.Table:
+    """Continuations by one role: (rollout id, depth) -> verdicts of its samples, and how each rollout ended by itself;
+    `changes` are columns."""
+    places = [(rollout, depth, sample, right) for (rollout, depth), of in verdicts.items()
+              for sample, right in enumerate(of)]
+    count = len(places)
+    columns = {
+        "rollout_id": [rollout for rollout, _, _, _ in places], "prompt_id": [7] * count, "task": ["math"] * count,
+        "depth": [depth for _, depth, _, _ in places], "role": [role] * count,
+        "sample": [sample for _, _, sample, _ in places], "model": [f"{role} weights"] * count,
+        "response_text": [""] * count, "response_tokens": [2] * count, "finish_reason": ["stop"] * count,
+        "correct": [right for _, _, _, right in places], "verdict_reason": ["same number"] * count,
+        "prefix_correct": [prefix_correct[rollout] for rollout, _, _, _ in places], "seed": list(range(count)),
+    }
+    return pa.table(columns | changes, schema=schemas.CONTINUATION)
+
+
 def start_run(store, folder: Path, run: str = "made", tokenizer: str | None = None) -> None:
     """Put run.json and the first checkpoint, whose weights are a few bytes."""
     checkpoint = folder / f"checkpoint-{run}"
@@ -99,12 +119,15 @@ def start_run(store, folder: Path, run: str = "made", tokenizer: str | None = No
     create_run(store, run, {"config": {}, "student_checkpoint": files.as_dict()})
 
 
-def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]], answers: int = 0) -> Round:
-    """Plan, prompts, rollouts and scores: one shard per (rollouts, tokens); `answers` shards of evaluation planned."""
+def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]], answers: int = 0,
+                continuations: int = 0) -> Round:
+    """Plan, prompts, rollouts and scores: one shard per (rollouts, tokens); `answers` shards of evaluation planned, and
+    so many `continuations`."""
     round = Round(store, run, number)
     plan_shards = [PlanShard(index, [7], [[0]]) for index in range(len(parts))]
     evaluation = [EvaluationShard(index, "student", "sums", [7]) for index in range(answers)]
-    round.put_plan(Plan(number, 0, None, "f", plan_shards, evaluation))
+    continuation = [ContinuationShard(index, "student", [7]) for index in range(continuations)]
+    round.put_plan(Plan(number, 0, None, "f", plan_shards, evaluation, continuation))
     for index, (written, scored) in enumerate(parts):
         round.finish("prompts", index, "prompts", schemas.PROMPTS.empty_table(), inputs={})
         round.finish("rollout", index, "rollouts", written, inputs={})
@@ -114,16 +137,19 @@ def begin_round(store, run: str, number: int, parts: list[tuple[pa.Table, pa.Tab
 
 def commit_round(store, folder: Path, run: str, number: int, parts: list[tuple[pa.Table, pa.Table]],
                  masks: list[pa.Table] | None = None, step_rows: pa.Table | None = None,
-                 answers: list[pa.Table] = ()) -> Round:
-    """A whole committed round; `answers` are tables of `graded`."""
-    round = begin_round(store, run, number, parts, len(answers))
+                 answers: list[pa.Table] = (), continuations: list[pa.Table] = (), train_facts: dict | None = None
+                 ) -> Round:
+    """A whole committed round; `answers` are tables of `graded`, `continuations` of `continued`."""
+    round = begin_round(store, run, number, parts, len(answers), len(continuations))
+    for index, rows in enumerate(continuations):
+        round.finish("continuation", index, "continuation", rows, inputs={})
     for index, (_, scored) in enumerate(parts):
         round.finish("mask", index, "mask", masks[index] if masks else mask(scored), inputs={})
     checkpoint = folder / f"checkpoint-{run}-{number}"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(f"weights {number}".encode())
     round.finish("train", 0, "steps", steps() if step_rows is None else step_rows, inputs={},
-                 checkpoint=put_checkpoint(store, run, number + 1, checkpoint))
+                 facts=train_facts, checkpoint=put_checkpoint(store, run, number + 1, checkpoint))
     for index, rows in enumerate(answers):
         round.finish("evaluate", index, "evaluation", rows, inputs={})
     for stage in layout.STAGES:

@@ -7,7 +7,9 @@ import pyarrow as pa
 from safetensors.numpy import save_file
 
 from storage import layout, schemas
+from storage.checkpoints import put_head
 from storage.rounds import (
+    ContinuationShard,
     EvaluationShard,
     Manifest,
     Plan,
@@ -19,14 +21,15 @@ from storage.rounds import (
     starting_checkpoint,
 )
 
-STAGE_TABLES = {"prompts": "prompts", "rollout": "rollouts", "score": "tokens", "mask": "mask", "train": "steps",
-                "evaluate": "evaluation"}
-EARLIER = {"rollout": "prompts", "score": "rollout", "mask": "score"}
+STAGE_TABLES = {"prompts": "prompts", "rollout": "rollouts", "score": "tokens", "hidden": "hidden",
+                "continuation": "continuation", "mask": "mask", "train": "steps", "evaluate": "evaluation"}
+EARLIER = {"rollout": "prompts", "score": "rollout", "hidden": "rollout", "mask": "score"}
 WIDTH = schemas.TopK(teacher=4, student=2)
 
 
 def schema_of(stage: str) -> pa.Schema:
-    return schemas.tokens(WIDTH) if stage == "score" else schemas.FIXED_TABLES[STAGE_TABLES[stage]]
+    own = {"score": schemas.tokens(WIDTH), "hidden": schemas.hidden(8)}
+    return own.get(stage) or schemas.FIXED_TABLES[STAGE_TABLES[stage]]
 
 
 def table(stage: str, shard: int = 0, variant: int = 0, rows: int = 3) -> pa.Table:
@@ -47,6 +50,8 @@ def _value(kind: pa.DataType, random: np.random.Generator):
     if pa.types.is_struct(kind):
         return {each.name: _value(each.type, random) for each in kind}
     number = int(random.integers(0, 1000))
+    if pa.types.is_fixed_size_binary(kind):
+        return number.to_bytes(kind.byte_width, "little")
     return f"text {number}" if pa.types.is_string(kind) else bool(number % 2) if pa.types.is_boolean(kind) else number
 
 
@@ -58,6 +63,16 @@ def model_folder(folder: Path, seed: int = 0, optimizer_seed: int | None = None)
               folder / "optimizer.safetensors")
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def head_folder(scratch: Path) -> Path:
+    """A teacher's output head of a few bytes."""
+    folder = scratch / "head"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        save_file({"weight": np.ones((2, 2), np.float32)}, folder / "head.safetensors")
+        (folder / "head.json").write_text("{}")
     return folder
 
 
@@ -77,7 +92,8 @@ def make_plan(round: Round, shards: int) -> Plan:
         round.number, 1, parent_manifest(round.store, round.run, round.number),
         starting_checkpoint(round.store, round.run, round.number).fingerprint,
         [PlanShard(index, [index], [[7]]) for index in range(shards)],
-        [EvaluationShard(index, "student", "sums", [index]) for index in range(2)]))
+        [EvaluationShard(index, "student", "sums", [index]) for index in range(2)],
+        [ContinuationShard(0, "teacher", [0])], hidden=True))
 
 
 def play_shard(round: Round, stage: str, shard: int, scratch: Path, variant: int = 0):
@@ -93,9 +109,10 @@ def play_shard(round: Round, stage: str, shard: int, scratch: Path, variant: int
         if not folder.exists():
             model_folder(folder, seed=10 * (round.number + 1) + variant)
         checkpoint = put_checkpoint(round.store, round.run, round.number + 1, folder)
+    head = put_head(round.store, round.run, head_folder(scratch)) if stage == "hidden" else None
     rows = table(stage, shard, variant + 100 * round.number)
     return round.finish(stage, shard, STAGE_TABLES[stage], rows, inputs=inputs,
-                        facts={"rows": 3, "reasons": {"special": shard}}, checkpoint=checkpoint,
+                        facts={"rows": 3, "reasons": {"special": shard}}, checkpoint=checkpoint, head=head,
                         scores="0123abcd" if stage == "score" else None)
 
 

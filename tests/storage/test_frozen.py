@@ -84,11 +84,37 @@ COLUMNS = {
         ("tokens", "int64", "required"),
         ("unmasked_tokens", "int64", "required"),
         ("staleness", "int32", "required"),
+        ("stopped", "string", "optional"),
         ("drift", "double", "optional"),
         ("ess", "double", "optional"),
         ("student_mass", "double", "optional"),
         ("opd_reverse_kl", "double", "optional"),
+        ("teacher_kl", "double", "optional"),
+        ("student_entropy", "double", "optional"),
+        ("topk_left", "double", "optional"),
         ("probe_tokens", "int32", "required"),
+    ],
+    "hidden": [
+        ("rollout_id", "int64", "required"),
+        ("position", "int32", "required"),
+        ("scale", "float", "required"),
+        ("hidden", "fixed_size_binary[8]", "required"),
+    ],
+    "continuation": [
+        ("rollout_id", "int64", "required"),
+        ("prompt_id", "int64", "required"),
+        ("task", "string", "required"),
+        ("depth", "int32", "required"),
+        ("role", "string", "required"),
+        ("sample", "int32", "required"),
+        ("model", "string", "required"),
+        ("response_text", "string", "required"),
+        ("response_tokens", "int32", "required"),
+        ("finish_reason", "string", "required"),
+        ("correct", "bool", "required"),
+        ("verdict_reason", "string", "required"),
+        ("prefix_correct", "bool", "required"),
+        ("seed", "int64", "required"),
     ],
     "evaluation": [
         ("prompt_id", "int64", "required"),
@@ -112,10 +138,11 @@ SEALED = {"checksum", "format", "kind", "round", "run"}
 CHECKPOINT = {"files", "fingerprint", "prefix"}
 STORED_FILE = {"key", "sha256", "size"}
 SHARD_FILE = {"key", "rows", "sha256", "size", "table"}
-PLAN = SEALED | {"checkpoint", "evaluation", "facts", "parent", "seed", "shards"}
+PLAN = SEALED | {"checkpoint", "continuation", "evaluation", "facts", "hidden", "parent", "seed", "shards"}
 PLAN_SHARD = {"index", "prompt_ids", "rollout_seeds"}
 EVALUATION_SHARD = {"benchmark", "index", "prompt_ids", "role"}
-RECEIPT = SEALED | {"checkpoint", "facts", "file", "inputs", "shard", "stage"}
+CONTINUATION_SHARD = {"index", "prompt_ids", "role"}
+RECEIPT = SEALED | {"checkpoint", "facts", "file", "head", "inputs", "shard", "stage"}
 STAGE_COMMIT = SEALED | {"facts", "receipts", "stage"}
 MANIFEST = SEALED | {"checkpoint_in", "checkpoint_out", "files", "parent", "plan", "run_json", "stages"}
 
@@ -131,27 +158,29 @@ def read(store, key: str) -> dict:
 @pytest.mark.parametrize("table", COLUMNS)
 def test_every_table_has_these_columns(table):
     wide = schemas.tokens(schemas.TopK(teacher=4, student=2, student_at_teacher=True))
-    assert columns({**schemas.FIXED_TABLES, "tokens": wide}[table]) == COLUMNS[table]
-
+    assert columns({**schemas.FIXED_TABLES, "tokens": wide, "hidden": schemas.hidden(8)}[table]) == COLUMNS[table]
 
 def test_there_are_no_other_tables_and_one_column_is_left_out_unless_it_is_asked_for():
-    assert {*schemas.FIXED_TABLES, "tokens"} == COLUMNS.keys()
+    assert {*schemas.FIXED_TABLES, "tokens", "hidden"} == COLUMNS.keys()
     narrow = columns(schemas.tokens(schemas.TopK(teacher=4, student=2)))
     assert narrow == [column for column in COLUMNS["tokens"] if column[0] != "student_log_probs_at_teacher_topk"]
 
 
 def test_the_stages_and_the_format_are_these():
-    assert layout.STAGES == ("prompts", "rollout", "score", "mask", "train", "evaluate") and FORMAT == 2
+    assert layout.STAGES == ("prompts", "rollout", "score", "hidden", "continuation", "mask", "train", "evaluate")
+    assert FORMAT == 3
 
 
 def test_every_document_of_a_round_has_these_keys(two_rounds):
     plan = read(two_rounds, "run=r/round=1/plan.json")
     assert plan.keys() == PLAN and all(shard.keys() == PLAN_SHARD for shard in plan["shards"])
     assert all(shard.keys() == EVALUATION_SHARD for shard in plan["evaluation"])
+    assert all(shard.keys() == CONTINUATION_SHARD for shard in plan["continuation"])
     for stage in layout.STAGES:
         receipt = read(two_rounds, f"run=r/round=1/receipts/{stage}-0.json")
         assert receipt.keys() == RECEIPT and receipt["file"].keys() == SHARD_FILE
         assert (receipt["checkpoint"] or {}).keys() == (CHECKPOINT if stage == "train" else set())
+        assert (receipt["head"] or {}).keys() == (CHECKPOINT if stage == "hidden" else set())
         assert read(two_rounds, f"run=r/round=1/{stage}.json").keys() == STAGE_COMMIT
     manifest = read(two_rounds, "run=r/round=1/manifest.json")
     assert manifest.keys() == MANIFEST and manifest["stages"].keys() == set(layout.STAGES)

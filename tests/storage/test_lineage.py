@@ -17,14 +17,14 @@ def test_lineage_goes_back_to_the_base_student(two_rounds):
     found = lineage(two_rounds, out(two_rounds, 1).fingerprint[:12])
     manifests = [Round(two_rounds, "r", number).manifest() for number in (1, 0)]
     assert [each["manifest"] for each in found["rounds"]] == [manifest.id for manifest in manifests]
-    assert found["rounds"][0]["rows"] == {"prompts": 6, "rollouts": 6, "tokens": 6, "mask": 6, "steps": 3,
-                                         "evaluation": 6}
+    assert found["rounds"][0]["rows"] == {"prompts": 6, "rollouts": 6, "tokens": 6, "hidden": 6, "mask": 6, "steps": 3,
+                                         "continuation": 3, "evaluation": 6}
     assert found["rounds"][0]["facts"]["mask"] == {"rows": 6, "reasons": {"special": 1}}
     assert found["rounds"][1]["parent"] is None and found["rounds"][0]["parent"] == manifests[1].id
     assert found["base"]["fingerprint"] == starting_checkpoint(two_rounds, "r", 0).fingerprint
     assert found["runs"]["r"]["teacher"] == {"fingerprint": "7ea0"}
     assert found["runs"]["r"]["mask"] == [{"type": "special_tokens"}]
-    assert len(found["rounds"][0]["files"]) == 11 and found["also"] == []
+    assert len(found["rounds"][0]["files"]) == 14 and found["also"] == []
 
 
 def test_a_checkpoint_may_be_named_in_any_way(two_rounds, tmp_path):
@@ -72,11 +72,10 @@ def test_weights_that_two_rounds_have_in_common_are_told(two_rounds, tmp_path):
 def test_a_branch_goes_back_through_its_parent(two_rounds, tmp_path):
     document = read_run(two_rounds, "r")
     manifest = Round(two_rounds, "r", 0).manifest()
-    create_run(two_rounds, "b", {**document, "student_checkpoint": manifest.checkpoint_out.as_dict(),
-                                 "branch": {"run": "r", "round": 0, "manifest": manifest.id}})
-    play_round(two_rounds, "b", 0, tmp_path / "branch", variant=5)
-    found = lineage(two_rounds, out(two_rounds, 0, "b").fingerprint)
-    assert [(each["run"], each["round"]) for each in found["rounds"]] == [("b", 0), ("r", 0)]
+    create_run(two_rounds, "b", {**document, "branch": {"run": "r", "round": 1, "manifest": manifest.id}})
+    play_round(two_rounds, "b", 1, tmp_path / "branch", variant=5)
+    found = lineage(two_rounds, out(two_rounds, 1, "b").fingerprint)
+    assert [(each["run"], each["round"]) for each in found["rounds"]] == [("b", 1), ("r", 0)]
     assert set(found["runs"]) == {"b", "r"} and found["rounds"][0]["parent"] == manifest.id
 
 
