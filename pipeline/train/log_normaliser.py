@@ -30,12 +30,12 @@ def log_normaliser(hidden_ND: Tensor, weight_VD: Tensor, *, bias: Tensor | None 
                    exclude: SupportIndex | Tensor | None = None) -> Tensor:
     """lse_N over the first `vocab` ids (all if None), without those of each row's `exclude`; -inf if none is left."""
     index = SupportIndex.build(exclude) if isinstance(exclude, Tensor) else exclude
-    sweep = _Sweep(len(weight_VD) if vocab is None else vocab, scale, softcap, compute_dtype(hidden_ND, weight_VD))
+    sweep = Sweep(len(weight_VD) if vocab is None else vocab, scale, softcap, compute_dtype(hidden_ND, weight_VD))
     return _LogNormaliser.apply(hidden_ND, weight_VD, bias, sweep, index)
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class Sweep:
     """One pass over the vocabulary: how it is cut, and how logits are made."""
 
     vocab: int

@@ -3,10 +3,14 @@
 p_0 wrote and scored the rollouts; p_now is the student before the step's update; q is the teacher; means run over
 the probed positions of the step's rollouts, masked ones included.
 
-    drift           mean KL(p_0 || p_now), coarsened to the cached student top-k and one bucket for the rest
-    ess             (sum w)^2 / (n sum w^2), w = p_now(y_t) / p_0(y_t), log w clamped to +-20
-    student_mass    mean of p_now's mass on the teacher's top-K
-    opd_reverse_kl  mean of log p_now(y_t) - log q(y_t)
+    drift            mean KL(p_0 || p_now), coarsened to the cached student top-k and one bucket for the rest
+    ess              (sum w)^2 / (n sum w^2), w = p_now(y_t) / p_0(y_t), log w clamped to +-20
+    student_mass     mean of p_now's mass on the teacher's top-K
+    opd_reverse_kl   mean of log p_now(y_t) - log q(y_t)
+    teacher_kl       mean KL(p_now || q), coarsened to the teacher's top-K and one bucket for the rest
+    student_entropy  mean entropy of p_now over the whole vocabulary
+    topk_left        share of p_now's top-k that p_0's cached top-k lacks: a support that is made of the cache does not
+                     follow the student there
 
 p_0 is stored on a grid, so its tail is known only up to rounding: of the tails that rounding allows, the one nearest
 to p_now's is taken, and the KL is the one of unnormalised masses, sum p_0 log(p_0 / p_now) - p_0 + p_now, whose
@@ -19,8 +23,12 @@ import numpy as np
 import torch
 
 from pipeline.objectives import TokenBatch
+from pipeline.objectives.support import LEAST_LOG_Q, exact_mass
 from pipeline.streams import hash64
+from pipeline.train.current import Current
 
+MEANS = ("drift", "student_mass", "opd_reverse_kl", "teacher_kl", "student_entropy", "topk_left")
+"""Columns that are means over positions; `ess` is not."""
 ONE_IN_LOG2 = 5
 """One position of 2^5."""
 LOG_RATIO_LIMIT = 20.0
@@ -39,26 +47,38 @@ class Probe:
         self._values: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def add(self, batch: TokenBatch, log_prob_N: torch.Tensor, at_teacher_NK: torch.Tensor,
-            at_student_Nk: torch.Tensor) -> None:
-        """Take in p_now's log-probs: of the sampled tokens, and at the teacher's and the student's stored top-K."""
-        log_ratio_N = (log_prob_N - batch.student_log_prob_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        self._values.append(torch.stack([
-            log_ratio_N, drift(batch, at_student_Nk, self._half_step), at_teacher_NK.exp().sum(-1),
-            log_prob_N - batch.teacher_log_prob_N]).double())
+    def add(self, batch: TokenBatch, now: Current) -> None:
+        """Take in what p_now says at the positions of `batch`."""
+        log_ratio_N = (now.log_prob_N - batch.student_log_prob_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        self._values.append(torch.stack([values_N.double() for values_N in (
+            drift(batch, now.at_student_Nk, self._half_step), now.at_teacher_NK.exp().sum(-1),
+            now.log_prob_N - batch.teacher_log_prob_N, teacher_kl(batch, now.at_teacher_NK), now.entropy_N,
+            left(batch, now.topk_ids_Nk), log_ratio_N)]))
 
     def metrics(self) -> dict:
         """Columns of the steps table; null where no position was probed."""
-        names = ("drift", "ess", "student_mass", "opd_reverse_kl")
-        values = torch.cat(self._values, dim=1).cpu() if self._values else torch.empty(4, 0)
+        values = torch.cat(self._values, dim=1).cpu() if self._values else torch.empty(len(MEANS) + 1, 0)
         count = values.shape[1]
         if count == 0:
-            return {**dict.fromkeys(names), "probe_tokens": 0}
-        log_ratio_N, drift_N, mass_N, reverse_kl_N = values
-        ratio_N = log_ratio_N.exp()
+            return {**dict.fromkeys((*MEANS, "ess")), "probe_tokens": 0}
+        ratio_N = values[-1].exp()
         ess = ratio_N.sum() ** 2 / (count * (ratio_N ** 2).sum())
-        means = (drift_N.mean(), ess, mass_N.mean(), reverse_kl_N.mean())
-        return {**{name: value.item() for name, value in zip(names, means)}, "probe_tokens": count}
+        return {**dict(zip(MEANS, values[:-1].mean(1).tolist())), "ess": ess.item(), "probe_tokens": count}
+
+
+def teacher_kl(batch: TokenBatch, now_NK: torch.Tensor) -> torch.Tensor:
+    """KL(p_now || q) per position over the teacher's stored top-K and its tail; `now_NK` are p_now's log-probs."""
+    log_q_NK = exact_mass(batch.teacher_topk_log_probs_NK.double(), batch.teacher_log_tail_N.double())
+    log_p_NK = now_NK.double()
+    outside_N = (1 - log_p_NK.exp().sum(-1)).clamp_min(_TINY)
+    log_q_outside_N = batch.teacher_log_tail_N.double().clamp_min(LEAST_LOG_Q)
+    return (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(-1) + outside_N * (outside_N.log() - log_q_outside_N)
+
+
+def left(batch: TokenBatch, topk_ids_Nk: torch.Tensor) -> torch.Tensor:
+    """Share of `topk_ids_Nk` that is not among p_0's stored top-k."""
+    found_Nkk = topk_ids_Nk[:, :, None] == batch.student_topk_ids_Nk[:, None, :]
+    return 1 - found_Nkk.any(-1).double().mean(-1)
 
 
 def drift(batch: TokenBatch, now_Nk: torch.Tensor, half_step: float) -> torch.Tensor:

@@ -83,7 +83,8 @@ class RoundTokens:
         """The scores of `rows_M`; `rollout_M` numbers their rollouts within the forward pass."""
         index = torch.from_numpy(rows_M)
         columns = {field: _wide(self.columns[column][index]) for field, column in BATCH_COLUMNS.items()}
-        return TokenBatch(**columns, weight_N=self.weight_N[index], rollout_N=torch.from_numpy(rollout_M))
+        return TokenBatch(**columns, weight_N=self.weight_N[index], rollout_N=torch.from_numpy(rollout_M),
+                          position_N=torch.from_numpy(self.position_N[rows_M]).long())
 
 
 def read_round(round: Round, policy_version: str) -> RoundTokens:
@@ -122,6 +123,12 @@ def join(rollouts: pa.Table, tokens: pa.Table, mask: pa.Table, where: str) -> Ro
     token_L, sequence_length_R = _sequences(prompts, responses)
     return RoundTokens(rollout_id_R, prompts.lengths, token_L, starts_of(sequence_length_R), sequence_length_R,
                        starts_of(row_count_R), row_count_R, position_N, weight_N, columns)
+
+
+def check_rows(name: str, table: pa.Table, rollout_id_N: np.ndarray, position_N: np.ndarray, where: str) -> None:
+    """Raise IntegrityError unless every row of `table` is of the rollout and position that the rollouts have there."""
+    _same(_numpy(table, "rollout_id"), rollout_id_N, f"rollout_id of {name}", where)
+    _same(_numpy(table, "position"), position_N, f"position of {name}", where)
 
 
 def concatenate(parts: list[RoundTokens]) -> RoundTokens:

@@ -5,7 +5,8 @@
 For the token mean the factor is the mask's weight and the denominator counts the step's unmasked tokens, or all of
 them; for the sequence mean see objectives/reduction.py. The denominator is counted over the whole step before its first
 forward pass, so how a step is cut into micro-batches changes nothing but rounding. A step without an unmasked token is
-logged and changes nothing. A loss or gradient that is not finite stops the round before the update.
+logged and changes nothing. A loss or gradient that is not finite stops the round before the update. The age cap and the
+drift fuse (refresh.py) end a round's training early.
 
 Shapes: N trained positions of a micro-batch, D model width, S support.
 """
@@ -18,15 +19,22 @@ import torch
 
 from pipeline.config.model import Train
 from pipeline.objectives import Objective, TokenBatch
+from pipeline.streams import hash64
+from pipeline.train import refresh
 from pipeline.train.batches import MicroBatch, micro_batches, steps_of_epoch
-from pipeline.train.log_normaliser import log_normaliser
+from pipeline.train.current import current
+from pipeline.train.full_vocabulary import full_vocabulary_loss
 from pipeline.train.optimizer import warmed_up
 from pipeline.train.probe import Probe, probed
 from pipeline.train.reader import RoundTokens
 from pipeline.train.student import Student
-from pipeline.train.support_head import student_logits, support_logits
+from pipeline.train.support_head import student_logits
 from pipeline.train.support_index import SupportIndex
+from pipeline.train.teacher import Teacher
 from storage.errors import UserError
+
+CLOSING_POSITIONS = 1024
+"""Positions that the student is measured on after its last step of a round."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,11 @@ class Work:
     input_ids_BT: torch.Tensor
     hidden_N: torch.Tensor
     """Rows of the flattened hidden states, one per trained position."""
+    row_N: np.ndarray
+    """Row of the round of each trained position."""
     batch: TokenBatch
-    index: SupportIndex
+    index: SupportIndex | None
+    """Of the objective's support; None if it takes the whole vocabulary."""
     probe_hidden: torch.Tensor
     probe_batch: TokenBatch
 
@@ -47,45 +58,70 @@ class Trainer:
     """Trains `student` on `data` with `optimizer`; `run_steps` counts the steps of the run, all rounds together."""
 
     def __init__(self, student: Student, optimizer: torch.optim.Optimizer, objective: Objective, settings: Train,
-                 data: RoundTokens, *, grid: int, run_steps: int = 0):
+                 data: RoundTokens, *, grid: int, run_steps: int = 0, teacher: Teacher | None = None):
+        """`teacher`: what an objective over the whole vocabulary compares the student with."""
         self.student, self.optimizer, self.objective, self.settings = student, optimizer, objective, settings
-        self.data, self.run_steps = data, run_steps
+        self.data, self.run_steps, self.teacher = data, run_steps, teacher
         self._grid = grid
         self._updates = 0
+        self._fuse = refresh.DriftFuse(settings.drift_fuse)
+        self.stopped = refresh.DONE
+        """Why training ended, or will: done, age_cap or drift_fuse."""
         self._predicted_from_N = data.predicted_from()
         self._probed_N = probed(data.rollout_id_R[data.rollout_of_rows()], data.position_N)
-        self._length_R = self._needed_lengths()
+        self._length_R = self._lengths((data.weight_N.numpy() != 0) | self._probed_N)
 
     def train_round(self, seed: int, round_number: int, progress: Callable[[str, int, int], None]) -> list[dict]:
         """All steps of the round; returns the rows of the steps table."""
         steps = [rollouts for epoch in range(self.settings.epochs)
                  for rollouts in steps_of_epoch(self.data.rollout_id_R, seed, round_number, epoch,
                                                 self.settings.rollouts_per_step)]
-        rows = []
+        rows: list[dict] = []
         for number, rollouts in enumerate(steps, start=1):
+            if self._updates >= (self.settings.age_cap or self.objective.age_cap):
+                self.stopped = refresh.AGE_CAP
+            if self.stopped != refresh.DONE:
+                break
             progress("train", number - 1, len(steps))
             rows.append({"step_in_round": number, **self.step(rollouts)})
         progress("train", len(steps), len(steps))
         return rows
 
     def step(self, rollouts: np.ndarray) -> dict:
-        """One optimizer step on `rollouts`; returns its row of the steps table."""
+        """One optimizer step on `rollouts`; returns its row of the steps table. Not applied if the drift fuse blows."""
         self.run_steps += 1
         learning_rate = warmed_up(self.settings.learning_rate, self.run_steps, self.settings.warmup_steps)
         probe = Probe(self._grid)
         works, denominator = self.prepare_step(rollouts)
         unmasked = sum(len(work.batch) for work in works)
         loss = self.accumulate(works, denominator, probe) / max(1, denominator)
+        metrics = probe.metrics()
+        blown = self._fuse.blows(metrics["drift"], metrics["probe_tokens"])
+        self.stopped = refresh.DRIFT_FUSE if blown else self.stopped
         row = {"step": self.run_steps, "loss": loss, "learning_rate": learning_rate, "grad_norm": 0.0,
                "rollouts": len(rollouts), "tokens": int(self.data.row_count_R[rollouts].sum()),
-               "unmasked_tokens": unmasked, "staleness": self._updates, **probe.metrics()}
-        if unmasked:
+               "unmasked_tokens": unmasked, "staleness": self._updates,
+               "stopped": refresh.DRIFT_FUSE if blown else None, **metrics}
+        if unmasked and not blown:
             row["grad_norm"] = self._update(learning_rate)
         return row
 
+    @torch.no_grad()
+    def closing(self) -> dict:
+        """What the student says, now that the round is trained on, on a fixed sample of the round's own tokens: whole
+        rollouts in the order of their hashed ids until they hold CLOSING_POSITIONS. Columns as in the steps table."""
+        order = np.lexsort((self.data.rollout_id_R, hash64(self.data.rollout_id_R)))
+        enough = np.searchsorted(np.cumsum(self.data.row_count_R[order]), CLOSING_POSITIONS) + 1
+        everything_N, probe = np.ones(len(self.data.position_N), dtype=bool), Probe(self._grid)
+        for batch in micro_batches(order[:enough], self._lengths(everything_N), self.settings.micro_batch_tokens):
+            work = self._prepare(batch, everything_N)
+            self._probe(work, self.student.hidden(work.input_ids_BT), probe)
+        metrics = probe.metrics()
+        return {"positions": metrics.pop("probe_tokens"), **metrics}
+
     def prepare_step(self, rollouts: np.ndarray) -> tuple[list[Work], int]:
         """The step's forward passes, and what its sum of losses is divided by."""
-        works = [self._prepare(batch) for batch in
+        works = [self._prepare(batch, self._probed_N) for batch in
                  micro_batches(rollouts, self._length_R, self.settings.micro_batch_tokens)]
         if self.settings.denominator == "all":
             return works, int(self.data.row_count_R[rollouts].sum())
@@ -110,25 +146,32 @@ class Trainer:
         if len(work.batch) == 0:
             return hidden.new_zeros((), dtype=torch.float64)
         batch = work.batch.to(self.student.device)
-        logits = student_logits(hidden[work.hidden_N.to(hidden.device)], self.student.head.weight_VD,
-                                work.index.to(self.student.device), vocab=self.student.vocabulary,
-                                log_normaliser=self.objective.needs_log_normaliser, **self.student.head_options())
-        loss_sum = (self.objective.factors(batch) * self.objective.loss(batch, logits)).double().sum()
+        hidden_ND = hidden[work.hidden_N.to(hidden.device)]
+        loss_N = (self._on_whole_vocabulary(work, hidden_ND) if work.index is None else
+                  self._on_support(work.index, batch, hidden_ND))
+        loss_sum = (self.objective.factors(batch) * loss_N).double().sum()
         (loss_sum / denominator).backward()
         return loss_sum.detach()
+
+    def _on_support(self, index: SupportIndex, batch: TokenBatch, hidden_ND: torch.Tensor) -> torch.Tensor:
+        logits = student_logits(hidden_ND, self.student.head.weight_VD, index.to(self.student.device),
+                                vocab=self.student.vocabulary, log_normaliser=self.objective.needs_log_normaliser,
+                                **self.student.head_options())
+        return self.objective.loss(batch, logits)
+
+    def _on_whole_vocabulary(self, work: Work, hidden_ND: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None, "an objective over the whole vocabulary needs a teacher"
+        teacher_hidden_NE = self.teacher.hidden(work.row_N, work.input_ids_BT, work.hidden_N)
+        return full_vocabulary_loss(hidden_ND, self.student.head, teacher_hidden_NE, self.teacher.head,
+                                    self.objective.divergence, stop_gradient=self.objective.stop_gradient,
+                                    vocab=self.student.vocabulary)
 
     @torch.no_grad()
     def _probe(self, work: Work, hidden: torch.Tensor, probe: Probe) -> None:
         if len(work.probe_batch) == 0:
             return
         batch = work.probe_batch.to(self.student.device)
-        hidden_ND = hidden[work.probe_hidden.to(hidden.device)]
-        head, options = self.student.head.weight_VD, self.student.head_options()
-        ids_NS = torch.cat([batch.token_ids_N[:, None], batch.teacher_topk_ids_NK, batch.student_topk_ids_Nk], dim=1)
-        lse_N = log_normaliser(hidden_ND, head, vocab=self.student.vocabulary, **options)
-        log_probs_NS = support_logits(hidden_ND, head, ids_NS, **options) - lse_N[:, None]
-        k_teacher = batch.teacher_topk_ids_NK.shape[1]
-        probe.add(batch, log_probs_NS[:, 0], log_probs_NS[:, 1:1 + k_teacher], log_probs_NS[:, 1 + k_teacher:])
+        probe.add(batch, current(self.student, hidden[work.probe_hidden.to(hidden.device)], batch))
 
     def _update(self, learning_rate: float) -> float:
         """Clip, step, and return the gradient's norm before clipping."""
@@ -145,19 +188,19 @@ class Trainer:
         self._updates += 1
         return grad_norm
 
-    def _prepare(self, batch: MicroBatch) -> Work:
+    def _prepare(self, batch: MicroBatch, probed_N: np.ndarray) -> Work:
         rows = self.data.rows(batch.rollouts_B)
         within = np.repeat(np.arange(len(batch.rollouts_B)), self.data.row_count_R[batch.rollouts_B])
         hidden = torch.from_numpy(within * batch.width + self._predicted_from_N[rows])
-        trained, probed_rows = self.data.weight_N.numpy()[rows] != 0, self._probed_N[rows]
+        trained, probed_rows = self.data.weight_N.numpy()[rows] != 0, probed_N[rows]
         tokens = self.data.batch(rows[trained], within[trained])
+        index = None if self.objective.whole_vocabulary else SupportIndex.build(self.objective.support(tokens))
         return Work(self.data.rollout_id_R[batch.rollouts_B], self.data.input_ids(batch),
-                    hidden[torch.from_numpy(trained)], tokens, SupportIndex.build(self.objective.support(tokens)),
+                    hidden[torch.from_numpy(trained)], rows[trained], tokens, index,
                     hidden[torch.from_numpy(probed_rows)], self.data.batch(rows[probed_rows], within[probed_rows]))
 
-    def _needed_lengths(self) -> np.ndarray:
-        """Tokens of each rollout up to the last hidden state that is trained on or probed; 0 if none is."""
-        needed_N = (self.data.weight_N.numpy() != 0) | self._probed_N
+    def _lengths(self, needed_N: np.ndarray) -> np.ndarray:
+        """Tokens of each rollout up to the last hidden state that a needed row is predicted from; 0 if none is."""
         length_R = np.zeros(len(self.data.rollout_id_R), dtype=np.int64)
         np.maximum.at(length_R, self.data.rollout_of_rows()[needed_N], self._predicted_from_N[needed_N] + 1)
         return length_R

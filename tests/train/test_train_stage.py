@@ -90,7 +90,9 @@ def test_the_stage_writes_steps_a_receipt_and_the_next_checkpoint_and_nothing_el
                 *(file.key for file in receipt.checkpoint.files)}
     assert written == expected
     assert receipt.checkpoint.prefix.startswith("run=tiny/checkpoint=1/")
-    assert receipt.facts == {"steps": 6, "run_steps": 6}
+    assert receipt.facts["steps"] == receipt.facts["run_steps"] == 6 and receipt.facts["stopped"] == "done"
+    assert receipt.facts["closing"].keys() == {"positions", "drift", "ess", "student_mass", "opd_reverse_kl",
+                                               "teacher_kl", "student_entropy", "topk_left"}
     assert receipt.file.rows == 6
     assert {key for key in receipt.inputs if key.endswith(".parquet")} == {
         key for key in before if key.endswith(".parquet")}
