@@ -24,8 +24,9 @@ from storage.errors import ConfigError, IntegrityError, OpdError, UserError
 
 PRELOADED = [
     "flows.jobs", "pipeline.prompts.stage", "pipeline.rollout.stage", "pipeline.score.stage", "pipeline.mask.stage",
-    "pipeline.train.stage", "pipeline.evaluate.stage", "pyarrow.parquet", "torch._dynamo",
-    "transformers.generation.utils", "transformers.modeling_layers", "transformers.modeling_utils",
+    "pipeline.train.stage", "pipeline.evaluate.stage", "pipeline.continuation.stage", "pipeline.hidden.stage",
+    "pyarrow.parquet", "torch._dynamo", "transformers.generation.utils", "transformers.modeling_layers",
+    "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen2.modeling_qwen2", "transformers.processing_utils",
 ]

@@ -44,6 +44,7 @@ def existing_run(config: RunConfig) -> dict | None:
 
 def describe_run(config: RunConfig) -> dict:
     """run.json without the student's copy. Loads tokenizers and prompts, no weights; writes nothing."""
+    from pipeline.continuation.plan import check_continuation
     from pipeline.evaluate.problems import check_benchmarks
     from pipeline.mask.stage import check_config
     from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
@@ -55,14 +56,30 @@ def describe_run(config: RunConfig) -> dict:
     tokenizer = load_tokenizer(config.student)
     agreement = vocabulary_agreement(tokenizer, load_tokenizer(config.teacher),
                                      student_rows=student["vocab_size"], teacher_rows=teacher["vocab_size"])
-    for side, k in (("teacher", config.score.teacher_top_k), ("student", config.score.student_top_k)):
-        if k > agreement.shared:
-            raise UserError(f"score.{side}_top_k = {k} is larger than the {agreement.shared} tokens both models "
-                            "share: lower it")
+    check_widths(config, agreement.shared)
+    pool = check_pool(config)
+    check_continuation(config, pool)
     return {"config": config.model_dump(mode="json", exclude={"tracker"}), "format": 1, "versions": versions(),
             "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "branch": None,
-            "sql_masks": check_config(config.mask, tokenizer), "prompt_pool": check_pool(config),
+            "sql_masks": check_config(config.mask, tokenizer), "objective_source": check_objective(config),
+            "prompt_pool": pool,
             "benchmarks": check_benchmarks(config)}
+
+
+def check_objective(config: RunConfig) -> str | None:
+    """Build the objective once; returns the hash of a custom one's source. Raises UserError if it cannot be."""
+    from pipeline.objectives import build
+    from pipeline.objectives.custom import source_sha256
+
+    build(config.objective, config.train.reduction)
+    return source_sha256(config.objective)
+
+
+def check_widths(config: RunConfig, shared: int) -> None:
+    """Raise UserError for a list that would be longer than the vocabulary both models share."""
+    for side, k in (("teacher", config.score.teacher_top_k), ("student", config.score.student_top_k)):
+        if k > shared:
+            raise UserError(f"score.{side}_top_k = {k} is larger than the {shared} tokens both models share: lower it")
 
 
 def refuse_foreign_code(config: RunConfig) -> None:

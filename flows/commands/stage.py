@@ -1,4 +1,4 @@
-"""`opd prompts|rollout|score|mask|train --run R --round N [--shard I]`: one stage by hand, without Prefect.
+"""`opd prompts|rollout|score|hidden|... --run R --round N [--shard I]`: a stage by hand, without Prefect.
 
 `opd start CONFIG` writes run.json and the student's copy, which every stage needs.
 """
@@ -8,7 +8,10 @@ import json
 from flows.commands.options import add_json, add_store, verb
 
 WHAT = {"prompts": "Draw a round's prompts.", "rollout": "Let the student write a round's rollouts.",
-        "score": "Score a round's rollouts with teacher and student.", "mask": "Make a round's loss weights.",
+        "score": "Score a round's rollouts with teacher and student.",
+        "hidden": "Keep the teacher's hidden states of a round's rollouts.",
+        "continuation": "Let student and teacher go on from a round's rollouts, cut at chosen depths.",
+        "mask": "Make a round's loss weights.",
         "train": "Train on a round's cache: the next student."}
 
 

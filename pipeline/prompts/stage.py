@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import RunConfig
 from pipeline.context import RoundContext
+from pipeline.continuation.plan import plan_continuation
 from pipeline.evaluate.plan import plan_evaluation
 from pipeline.prompts.draw import draw_round, rollout_seed
 from pipeline.prompts.pool import Pool, Prompt, build_pool, read_prompts, rebuild_pool
@@ -26,23 +27,27 @@ from storage.shards import checked_path
 def plan_round(context: RoundContext) -> Plan:
     """Put the round's plan; returns the one that counts."""
     pool = rebuild_pool(context.config.prompts, context.document["prompt_pool"], lambda: _tokenizer(context))
+    shards = _shards(context.config, pool, context.number)
     return context.round.put_plan(Plan(
         round=context.number, seed=context.config.seed,
         parent=parent_manifest(context.store, context.run, context.number),
         checkpoint=starting_checkpoint(context.store, context.run, context.number).fingerprint,
-        shards=_shards(context.config, pool, context.number), facts=pool.facts,
-        evaluation=plan_evaluation(context.config, context.document["benchmarks"], context.number)))
+        shards=shards, facts=pool.facts,
+        evaluation=plan_evaluation(context.config, context.document["benchmarks"], context.number),
+        continuation=plan_continuation(context.config, shards, context.number),
+        hidden=context.config.score.teacher_hidden_states is not None))
 
 
 def preview_plan(config: RunConfig, benchmarks: dict | None, number: int) -> dict:
-    """What `plan_round` would put: shards, evaluation and facts. Writes nothing."""
+    """What `plan_round` would put: shards, evaluation, continuation and facts. Writes nothing."""
     from pipeline.models import load_tokenizer
 
     pool = build_pool(config.prompts, load_tokenizer(config.student))
-    shards = [{"index": shard.index, "prompt_ids": shard.prompt_ids, "rollout_seeds": shard.rollout_seeds}
-              for shard in _shards(config, pool, number)]
-    return {"round": number, "seed": config.seed, "shards": shards, "facts": pool.facts,
-            "evaluation": [asdict(shard) for shard in plan_evaluation(config, benchmarks, number)]}
+    shards = _shards(config, pool, number)
+    return {"round": number, "seed": config.seed, "shards": [asdict(shard) for shard in shards], "facts": pool.facts,
+            "evaluation": [asdict(shard) for shard in plan_evaluation(config, benchmarks, number)],
+            "continuation": [asdict(shard) for shard in plan_continuation(config, shards, number)],
+            "hidden": config.score.teacher_hidden_states is not None}
 
 
 def run(context: RoundContext, shard: int) -> Receipt:

@@ -117,8 +117,9 @@ def test_a_student_that_is_an_adapter_is_refused_before_anything_is_written(tmp_
 def test_run_json_has_these_keys(started):
     store = open_store(started / "store")
     document = documents.load(store.get(layout.run_json("tiny")))
-    assert document.keys() == {"benchmarks", "branch", "checksum", "config", "format", "kind", "prompt_pool", "run",
-                               "sql_masks", "student", "student_checkpoint", "teacher", "versions", "vocabulary"}
+    assert document.keys() == {"benchmarks", "branch", "checksum", "config", "format", "kind", "objective_source",
+                               "prompt_pool", "run", "sql_masks", "student", "student_checkpoint", "teacher",
+                               "versions", "vocabulary"}
     assert document["student"].keys() == document["teacher"].keys() == {
         "attention", "config_hash", "dtype", "eos_token", "eos_token_id", "fingerprint", "generation_eos_token_id",
         "model_type", "pad_token_id", "path", "revision", "template_hash", "tokenizer_hash", "tokens",
@@ -126,4 +127,4 @@ def test_run_json_has_these_keys(started):
     assert document["vocabulary"].keys() == {"shared", "warnings"}
     assert document["student_checkpoint"].keys() == {"files", "fingerprint", "prefix"}
     assert document["config"].keys() == {"mask", "objective", "prompts", "rollout", "rounds", "run", "score", "seed",
-                                         "student", "teacher", "threads", "train", "evaluation"}
+                                         "student", "teacher", "threads", "train", "evaluation", "continuation"}
