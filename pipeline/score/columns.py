@@ -1,5 +1,7 @@
 """The columns of `tokens`: filled from tensors, chunk by chunk and in any order, then handed to Arrow as they are."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
@@ -8,7 +10,7 @@ from pipeline.score.rows import TokenRows
 from storage import schemas
 
 FROM_ROLLOUTS = ("rollout_id", "prompt_id", "task")
-COMPUTED_LATER = ("reused_from",)
+MARKED = ("reused_from",)
 
 
 class Columns:
@@ -20,26 +22,32 @@ class Columns:
                  "rollout_log_prob": rows.per_token("rollout_log_probs"),
                  "sampling_log_prob": rows.per_token("sampling_log_probs")}
         scored = [field for field in self.schema
-                  if field.name not in given and field.name not in FROM_ROLLOUTS + COMPUTED_LATER]
+                  if field.name not in given and field.name not in FROM_ROLLOUTS + MARKED]
         self.arrays = given | {field.name: _empty(field.type, len(rows)) for field in scored}
         self.scored = frozenset(field.name for field in scored)
+        self.reused_from_M: list[str | None] = [None] * len(rows.rollouts)
+        """Manifest ids, by rollout."""
+        self.filled = 0
+        """Rows that were put."""
 
-    def put(self, row_R: np.ndarray, statistics: dict[str, Tensor]) -> None:
-        """Store what was computed for some rows."""
+    def put(self, row_R: np.ndarray, statistics: Mapping[str, Tensor | np.ndarray]) -> None:
+        """Store what is known of some rows."""
         assert statistics.keys() == self.scored, statistics.keys() ^ self.scored
         for name, values in statistics.items():
-            self.arrays[name][row_R] = values.cpu().numpy()
+            self.arrays[name][row_R] = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+        self.filled += len(row_R)
 
     def table(self) -> pa.Table:
-        """The rows as a table with the schema of `tokens`."""
+        """The rows as a table with the schema of `tokens`. Every row was put once."""
+        assert self.filled == len(self.rows), (self.filled, len(self.rows))
         columns = [self._column(field) for field in self.schema]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
     def _column(self, field: pa.Field):
         if field.name in FROM_ROLLOUTS:
             return self.rows.per_rollout(field.name)
-        if field.name in COMPUTED_LATER:
-            return pa.nulls(len(self.rows), field.type)
+        if field.name in MARKED:
+            return pa.array(self.reused_from_M, field.type).take(pa.array(self.rows.rollout_N))
         array = self.arrays[field.name]
         if array.ndim == 1:
             return pa.array(array, field.type)

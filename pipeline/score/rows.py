@@ -6,7 +6,7 @@ have none. The token at response position p is predicted by the hidden state at 
 Arrays: M rollouts, N rows, P prompt tokens. Everything is numpy on Arrow's buffers: no Python object per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ class Batch:
     """Index of each row's hidden state in the flattened [B * T]."""
     row_R: np.ndarray
     """Index of each row in the table."""
+    parts: list[tuple[int, slice]]
+    """Each rollout's place in TokenRows.rollouts, and its rows among `row_R`."""
 
 
 class TokenRows:
@@ -51,13 +53,21 @@ class TokenRows:
         """A scalar column, repeated for every row."""
         return self.rollouts[column].take(pa.array(self.rollout_N))
 
-    def batches(self, max_tokens: int) -> Iterator[Batch]:
-        """Longest rollouts first, at most `max_tokens` tokens with padding; a longer rollout runs alone."""
+    def rows_of(self, rollout: int) -> slice:
+        """Rows of a rollout, given by its place in `self.rollouts`."""
+        return slice(int(self.first_row_M[rollout]), int(self.first_row_M[rollout + 1]))
+
+    def batches(self, max_tokens: int, members: Container[int] | None = None) -> Iterator[Batch]:
+        """Longest rollouts first, at most `max_tokens` tokens with padding; a longer rollout runs alone.
+
+        `members`: places in `self.rollouts`, all of them if None. The same members give the same batches.
+        """
         last_row_M = self.first_row_M[1:] - 1
         written_M = last_row_M >= self.first_row_M[:-1]
         last_position_M = np.where(written_M, self.position_N[np.maximum(last_row_M, 0)] if len(self) else 0, 0)
         fed_M = self.prompts.lengths + last_position_M
-        order = [index for index in np.lexsort((np.arange(len(fed_M)), -fed_M)) if written_M[index]]
+        order = [index for index in np.lexsort((np.arange(len(fed_M)), -fed_M))
+                 if written_M[index] and (members is None or index in members)]
         while order:
             fit = max(1, max_tokens // int(fed_M[order[0]]))
             yield self._batch(order[:fit], fed_M)
@@ -66,7 +76,7 @@ class TokenRows:
     def _batch(self, members: list[int], fed_M: np.ndarray) -> Batch:
         width = int(fed_M[members[0]])
         input_ids_BT = np.zeros((len(members), width), dtype=np.int64)
-        hidden, rows = [], []
+        hidden, rows, parts, count = [], [], [], 0
         for line, member in enumerate(members):
             prompt = self.prompts[member]
             fed = int(fed_M[member])
@@ -75,7 +85,8 @@ class TokenRows:
             member_rows = np.arange(self.first_row_M[member], self.first_row_M[member + 1])
             hidden.append(line * width + len(prompt) + self.position_N[member_rows] - 1)
             rows.append(member_rows)
-        return Batch(input_ids_BT, np.concatenate(hidden), np.concatenate(rows))
+            parts.append((member, slice(count, count := count + len(member_rows))))
+        return Batch(input_ids_BT, np.concatenate(hidden), np.concatenate(rows), parts)
 
     def _written(self) -> tuple[np.ndarray, np.ndarray]:
         """Rollout and position of every row."""

@@ -4,6 +4,8 @@
     logits = head(hidden)                                      per chunk of `head_rows` rows, [head_rows, V] per model
     statistics                                                 per block of rows that stays in cache
 
+Rollouts with a payload take the teacher's columns from it: only the student reads them.
+
 Promises: no tensor of all rows by the vocabulary, whatever the sizes; probabilities over the shared ids only; sums in
 float32; the same rows, settings and thread count give the same bits; batching changes values by rounding alone.
 
@@ -13,8 +15,9 @@ W = V padded, K teacher entries, k student entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from pipeline.config.model import Score
 from pipeline.models import output_head, trunk
 from pipeline.score.columns import Columns
+from pipeline.score.payload import Payload
 from pipeline.score.rows import Batch, TokenRows
 from pipeline.score.statistics import COLUMNS, LOWEST, Rows, rank, softmax_rows_, top_k
 from storage import schemas
@@ -39,68 +43,120 @@ def score_rollouts(rollouts: pa.Table, student: nn.Module, teacher: nn.Module, s
     `shared_vocab`: ids 0 .. shared_vocab - 1 mean the same to both models (vocabulary_agreement). Raises UserError for
     a K beyond it and for rollouts with tokens beyond it, IntegrityError for rollouts whose lists do not fit.
     """
+    return score_reusing(rollouts, student, lambda: teacher, shared_vocab, settings, {}, progress)[0]
+
+
+def score_reusing(rollouts: pa.Table, student: nn.Module, load_teacher: Callable[[], nn.Module], shared_vocab: int,
+                  settings: Score, payloads: dict[str, Payload],
+                  progress=lambda what, done, total: None) -> tuple[pa.Table, list[Payload]]:
+    """The same with the teacher's columns of some rollouts known: also returns the payloads used, one per rollout.
+
+    `payloads` are found by token hash. One is used if it holds the teacher's log-prob of every id in the student's
+    top-k, which is computed here. The teacher is loaded once a rollout needs it, and after the student's pass.
+    """
     rows = TokenRows(rollouts)
-    _check_sizes(rows, student, teacher, shared_vocab, settings)
+    _check_sizes(rows, shared_vocab, settings)
+    _check_head("student", student, shared_vocab)
     columns = Columns(rows, schemas.TopK(settings.teacher_top_k, settings.student_top_k,
                                          settings.student_log_probs_at_teacher_topk))
-    scorer = Scorer(student, teacher, shared_vocab, settings, min(settings.head_rows, len(rows)))
-    done = 0
-    for batch in rows.batches(settings.batch_tokens):
-        for part, statistics in scorer.score(batch, rows.token_N):
-            columns.put(batch.row_R[part], statistics)
-            done += part.stop - part.start
-            progress("score", done, len(rows))
-    return columns.table()
+    used = _score_known(columns, _fitting(rows, payloads), student, shared_vocab, settings, progress)
+    if columns.filled < len(rows):
+        teacher = load_teacher()
+        _check_head("teacher", teacher, shared_vocab)
+        scorer = Scorer(student, teacher, shared_vocab, settings, min(settings.head_rows, len(rows)))
+        rest = set(range(len(rows.rollouts))) - used.keys()
+        for batch in rows.batches(settings.batch_tokens, rest):
+            for part, statistics in scorer.score(batch, rows.token_N):
+                columns.put(batch.row_R[part], statistics)
+                progress("score", columns.filled, len(rows))
+    return columns.table(), list(used.values())
+
+
+def _fitting(rows: TokenRows, payloads: dict[str, Payload]) -> dict[int, Payload]:
+    """Payloads by their rollout's place, for rollouts with rows."""
+    found = {index: payloads[token_hash] for index, token_hash in enumerate(rows.rollouts["token_hash"].to_pylist())
+             if token_hash in payloads}
+    return {index: payload for index, payload in found.items()
+            if payload.fits(rows.position_N[rows.rows_of(index)], rows.token_N[rows.rows_of(index)])}
+
+
+def _score_known(columns: Columns, known: dict[int, Payload], student: nn.Module, vocabulary: int, settings: Score,
+                 progress) -> dict[int, Payload]:
+    """Fill the rows of those rollouts whose payload holds all that is asked of the teacher; returns these."""
+    rows, used = columns.rows, {}
+    scorer = Scorer(student, None, vocabulary, settings, min(settings.head_rows, len(rows))) if known else None
+    for batch in rows.batches(settings.batch_tokens, known):
+        teacher = [known[index].teacher_columns(settings.teacher_top_k) for index, _ in batch.parts]
+        ids_RK = np.concatenate([each["teacher_topk_ids"] for each in teacher])
+        chunks = [statistics for _, statistics in scorer.score(batch, rows.token_N, ids_RK)]
+        student_R = {name: torch.cat([each[name] for each in chunks]).cpu().numpy() for name in chunks[0]}
+        for (index, part), mine in zip(batch.parts, teacher):
+            mine |= {name: values[part] for name, values in student_R.items()}
+            at_student_Rk = known[index].log_probs_at(mine["student_topk_ids"])
+            if at_student_Rk is not None:
+                columns.put(batch.row_R[part], mine | {"teacher_log_probs_at_student_topk": at_student_Rk})
+                columns.reused_from_M[index], used[index] = known[index].manifest, known[index]
+        progress("score", columns.filled, len(rows))
+    return used
 
 
 class Scorer:
-    """Two models on one device, and the buffers that every chunk uses again."""
+    """Two models on one device, or the student alone, and the buffers that every chunk uses again."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, vocabulary: int, settings: Score, chunk_rows: int):
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, vocabulary: int, settings: Score,
+                 chunk_rows: int):
         self.vocabulary, self.settings, self.chunk_rows = vocabulary, settings, chunk_rows
-        block_rows = BLOCK_ROWS[teacher.device.type]
+        block_rows = BLOCK_ROWS[student.device.type]
         self.student = Side(student, vocabulary, chunk_rows, block_rows)
-        self.teacher = Side(teacher, vocabulary, chunk_rows, block_rows)
-        self.scratch_RW = torch.empty_like(self.teacher.block_RW)
+        self.teacher = None if teacher is None else Side(teacher, vocabulary, chunk_rows, block_rows)
+        self.scratch_RW = torch.empty_like(self.student.block_RW)
 
     @torch.inference_mode()
-    def score(self, batch: Batch, token_N) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield slices of the batch's rows with their statistics."""
-        device = self.teacher.block_RW.device
+    def score(self, batch: Batch, token_N, teacher_ids_RK=None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield slices of the batch's rows with their statistics; without a teacher the student's, which need
+        `teacher_ids_RK`, the ids of the teacher's list at each row."""
+        device, sides = self.scratch_RW.device, [side for side in (self.student, self.teacher) if side]
         input_ids_BT, hidden_index_R, token_R1 = (torch.from_numpy(array).to(device) for array in (
             batch.input_ids_BT, batch.hidden_index_R, token_N[batch.row_R, None].astype("int64")))
-        hidden_student, hidden_teacher = (side.hidden(input_ids_BT, hidden_index_R)
-                                          for side in (self.student, self.teacher))
+        if teacher_ids_RK is not None:
+            teacher_ids_RK = torch.from_numpy(teacher_ids_RK.astype("int64")).to(device)
+        hidden = [side.hidden(input_ids_BT, hidden_index_R) for side in sides]
         for start in range(0, len(token_R1), self.chunk_rows):
             part = slice(start, min(start + self.chunk_rows, len(token_R1)))
-            yield part, self._chunk(hidden_student[part], hidden_teacher[part], token_R1[part])
+            for side, hidden_RD in zip(sides, hidden):
+                side.project(hidden_RD[part])
+            yield part, self._chunk(token_R1[part], None if teacher_ids_RK is None else teacher_ids_RK[part])
 
-    def _chunk(self, hidden_student: Tensor, hidden_teacher: Tensor, token_N1: Tensor) -> dict[str, Tensor]:
-        self.student.project(hidden_student)
-        self.teacher.project(hidden_teacher)
+    def _chunk(self, token_N1: Tensor, teacher_ids_NK: Tensor | None) -> dict[str, Tensor]:
         block_rows = len(self.scratch_RW)
-        blocks = [self._block(slice(start, min(start + block_rows, len(token_N1))), token_N1)
+        blocks = [self._block(slice(start, min(start + block_rows, len(token_N1))), token_N1, teacher_ids_NK)
                   for start in range(0, len(token_N1), block_rows)]
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
-    def _block(self, part: slice, token_N1: Tensor) -> dict[str, Tensor]:
-        token_R1, settings = token_N1[part], self.settings
-        scratch_RW = self.scratch_RW[:len(token_R1)]
+    def _block(self, part: slice, token_N1: Tensor, teacher_ids_NK: Tensor | None) -> dict[str, Tensor]:
+        token_R1, scratch_RW = token_N1[part], self.scratch_RW[:part.stop - part.start]
+        if self.teacher is None:
+            return self._student_columns(part, token_R1, teacher_ids_NK[part], scratch_RW)
         logits_RW = self.teacher.logits(part)
         teacher_rank_R = rank(logits_RW, token_R1, scratch_RW)
-        teacher, teacher_ids_RK = self._distribution(logits_RW, settings.teacher_top_k, scratch_RW)
+        teacher, ids_RK = self._distribution(logits_RW, self.settings.teacher_top_k, scratch_RW)
         columns = {"teacher_log_prob": teacher.log_probs_at(token_R1)[:, 0], "teacher_rank": teacher_rank_R,
-                   "teacher_entropy": teacher.entropy(), "teacher_topk_ids": teacher_ids_RK.int(),
-                   "teacher_topk_log_probs": self._snap(teacher.log_probs_at(teacher_ids_RK)),
-                   "teacher_log_tail": teacher.log_mass_outside(teacher_ids_RK)}
-        student, student_ids_Rk = self._distribution(self.student.logits(part), settings.student_top_k, scratch_RW)
-        columns |= {"student_log_prob": student.log_probs_at(token_R1)[:, 0], "student_entropy": student.entropy(),
-                    "student_topk_ids": student_ids_Rk.int(),
-                    "student_topk_log_probs": self._snap(student.log_probs_at(student_ids_Rk)),
-                    "teacher_log_probs_at_student_topk": self._snap(teacher.log_probs_at(student_ids_Rk)),
-                    "student_log_tail": student.log_mass_outside(teacher_ids_RK)}
-        if settings.student_log_probs_at_teacher_topk:
-            columns["student_log_probs_at_teacher_topk"] = self._snap(student.log_probs_at(teacher_ids_RK))
+                   "teacher_entropy": teacher.entropy(), "teacher_topk_ids": ids_RK.int(),
+                   "teacher_topk_log_probs": self._snap(teacher.log_probs_at(ids_RK)),
+                   "teacher_log_tail": teacher.log_mass_outside(ids_RK)}
+        columns |= self._student_columns(part, token_R1, ids_RK, scratch_RW)
+        at_student_Rk = teacher.log_probs_at(columns["student_topk_ids"].long())
+        return columns | {"teacher_log_probs_at_student_topk": self._snap(at_student_Rk)}
+
+    def _student_columns(self, part: slice, token_R1: Tensor, teacher_ids_RK: Tensor,
+                         scratch_RW: Tensor) -> dict[str, Tensor]:
+        student, ids_Rk = self._distribution(self.student.logits(part), self.settings.student_top_k, scratch_RW)
+        columns = {"student_log_prob": student.log_probs_at(token_R1)[:, 0], "student_entropy": student.entropy(),
+                   "student_topk_ids": ids_Rk.int(), "student_topk_log_probs": self._snap(student.log_probs_at(ids_Rk)),
+                   "student_log_tail": student.log_mass_outside(teacher_ids_RK)}
+        if self.settings.student_log_probs_at_teacher_topk:
+            at_teacher_RK = student.log_probs_at(teacher_ids_RK)
+            columns["student_log_probs_at_teacher_topk"] = self._snap(at_teacher_RK)
         return columns
 
     def _distribution(self, logits_RW: Tensor, k: int, scratch_RW: Tensor) -> tuple[Rows, Tensor]:
@@ -135,14 +191,18 @@ class Side:
         return block_RW
 
 
-def _check_sizes(rows: TokenRows, student: nn.Module, teacher: nn.Module, vocabulary: int, settings: Score) -> None:
-    for side, model, k in (("teacher", teacher, settings.teacher_top_k), ("student", student, settings.student_top_k)):
+def _check_sizes(rows: TokenRows, vocabulary: int, settings: Score) -> None:
+    for side, k in (("teacher", settings.teacher_top_k), ("student", settings.student_top_k)):
         if k > vocabulary:
             raise UserError(f"score.{side}_top_k = {k} is larger than the {vocabulary} tokens both models share: "
                             "lower it")
-        if len(output_head(model).weight_VD) < vocabulary:
-            raise UserError(f"the {side}'s head has {len(output_head(model).weight_VD)} rows for a vocabulary of "
-                            f"{vocabulary}: this is not its tokenizer")
     if len(rows) and not 0 <= rows.token_N.min() <= rows.token_N.max() < vocabulary:
         raise UserError(f"rollouts hold token {rows.token_N.max()}, but the models share only ids below {vocabulary}: "
                         "the student wrote a token its teacher does not have; keep it from sampling such ids")
+
+
+def _check_head(side: str, model: nn.Module, vocabulary: int) -> None:
+    rows = len(output_head(model).weight_VD)
+    if rows < vocabulary:
+        raise UserError(f"the {side}'s head has {rows} rows for a vocabulary of {vocabulary}: this is not its "
+                        "tokenizer")

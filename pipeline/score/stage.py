@@ -1,10 +1,18 @@
 """Score one shard of rollouts: teacher and behaviour student, every token once.
 
     opd score --run R --round 3 --shard 7
+
+With score.reuse the teacher's columns come, where they can, from rounds that scored the same tokens with the same
+teacher; it is loaded at the first rollout that has none. The receipt then counts the rollouts whose payload was
+`reused`, those the teacher `scored`, and how many of the first were `cut` to a smaller K.
 """
 
 from functools import lru_cache
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import nn
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
@@ -12,7 +20,8 @@ from pipeline.models import device, load_model, pinned
 from pipeline.provenance import check_teacher, check_tokens, check_writer, planned_checkpoint
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
-from pipeline.score.scorer import score_rollouts
+from pipeline.score.reuse import files_of, find_payloads
+from pipeline.score.scorer import score_reusing, score_rollouts
 from storage.checkpoints import model_files
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
 
@@ -25,15 +34,32 @@ def run(context: RoundContext, shard: int) -> Receipt:
     check_writer(rollouts, checkpoint.fingerprint, where)
     shared = context.document["vocabulary"]["shared"]
     context.progress("load models", 0, 1)
-    student, teacher = _student(context, checkpoint), _teacher(context)
-    scores = score_rollouts(rollouts, student, teacher, shared, context.config.score, context.progress)
+    student, key = _student(context, checkpoint), teacher_key(context.document, context.config)
+    inputs = context.round.input_files("rollout", shard) | model_files(checkpoint)
+    if context.config.score.reuse:
+        scores, counts, sources = _score_reusing(context, rollouts, student, key)
+    else:
+        scores = score_rollouts(rollouts, student, _teacher(context), shared, context.config.score, context.progress)
+        counts, sources = {}, {}
     check_scores(scores, rollouts, shared)
     full_key, short_key = scoring_key(context.document, context.config, checkpoint.fingerprint)
-    facts = {"rollouts": len(rollouts), "scoring_key": full_key,
-             "teacher_key": teacher_key(context.document, context.config),
+    facts = {"rollouts": len(rollouts), "scoring_key": full_key, "teacher_key": key,
              "environment_tokens": len(rollouts["response_tokens"].combine_chunks().flatten()) - len(scores)}
-    return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts,
-                                inputs=context.round.input_files("rollout", shard) | model_files(checkpoint))
+    return context.round.finish("score", shard, "tokens", scores, scores=short_key, facts=facts | counts,
+                                inputs=inputs | sources)
+
+
+def _score_reusing(context: RoundContext, rollouts: pa.Table, student: nn.Module,
+                   key: str) -> tuple[pa.Table, dict[str, int], dict[str, str]]:
+    """Scores, how many rollouts the teacher did not have to read and how many it did, and the files it did not."""
+    settings, document = context.config.score, context.document
+    payloads = find_payloads(context.store, key, document["teacher"]["fingerprint"], settings, rollouts)
+    scores, used = score_reusing(rollouts, student, lambda: _teacher(context), document["vocabulary"]["shared"],
+                                 settings, payloads, context.progress)
+    counts = {"reused": len(used), "scored": pc.count_distinct(scores["rollout_id"]).as_py() - len(used),
+              "cut": sum(payload.width > settings.teacher_top_k for payload in used)}
+    context.notes.update(counts)
+    return scores, counts, files_of(used)
 
 
 def _student(context: RoundContext, checkpoint: CheckpointFiles):
