@@ -11,12 +11,16 @@ import traceback
 
 from flows.commands import (
     catalog,
+    diff,
     doctor,
     evaluate,
     init,
     lineage,
     quickstart,
+    replay,
     report,
+    rescore,
+    resume,
     run,
     serve,
     sql,
@@ -28,7 +32,8 @@ from flows.commands import (
 from storage.errors import OpdError, UserError
 from storage.text import printable
 
-VERBS = (quickstart, init, doctor, run, serve, start, stage, evaluate, report, track, sql, catalog, verify, lineage)
+VERBS = (quickstart, init, doctor, run, serve, resume, replay, rescore, start, stage, evaluate, report, diff, track,
+         sql, catalog, verify, lineage)
 
 
 def main(argv: list[str] | None = None) -> int:

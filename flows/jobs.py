@@ -50,6 +50,22 @@ def shard(progress: Progress, store: str, run: str, number: int, stage: str, sha
             "sha256": receipt.file.sha256, "facts": receipt.facts}
 
 
+def branch(progress: Progress, store: str, request: dict) -> dict:
+    """Create a branch, or find it; returns its id, its round, and how many shards of each stage it shares."""
+    from pipeline.replay.branch import make_branch, shared_shards
+    from pipeline.replay.request import Request
+
+    context = make_branch(store, Request(**request))
+    return {"run": context.run, "round": context.number, "shared": shared_shards(context)}
+
+
+def check(progress: Progress, store: str, run: str, number: int) -> dict:
+    """Repeat a committed round as it was and compare every byte."""
+    from pipeline.replay.check import check_round
+
+    return check_round(_context(store, run, number, progress))
+
+
 def make_pair(progress: Progress, folder: str, seed: int, threads: int | None) -> dict:
     """Make the quickstart's teacher and student, or find them."""
     from pipeline.quickstart.pair import make_pair
@@ -96,8 +112,8 @@ def track(progress: Progress, store: str, run: str, number: int, trackers: list[
     return feed(open_store(store), run, number, TypeAdapter(list[Tracker]).validate_python(trackers), progress)
 
 
-JOBS = {job.__name__: job for job in (start, preview, plan, shard, make_pair, evaluate_model, report, summary,
-                                  track)}
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, branch, check, make_pair, evaluate_model, report,
+                                  summary, track)}
 
 
 @lru_cache(maxsize=1)

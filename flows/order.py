@@ -1,7 +1,7 @@
 """The order of a round and of a run, for anybody who can play a shard: with Prefect or without.
 
-A round is: plan, then prompts, rollout, score, mask, train, evaluate, each shard by shard and committed, then the
-manifest.
+A round is: plan, then prompts, rollout, score, hidden, continuation, mask, train, evaluate, each shard by shard and
+committed, then the manifest. `hidden` and `continuation` have shards only where the config asks for them.
 What has a receipt is not played again, so the same call starts a round, resumes it, or finds it finished.
 """
 

@@ -1,4 +1,4 @@
-"""One round as a Prefect flow: prompts, rollout, score, mask, train, evaluate; each shard is a task run.
+"""One round as a Prefect flow: the stages of storage/layout.py in their order; each shard is a task run.
 
 A task run starts and watches the child process that computes its shard, passes its progress on and returns a small
 dict. Prefect schedules; what is done is decided by receipts in the store alone, so a flow run that was killed is

@@ -10,8 +10,8 @@ the same problems in the same way, its rows are copied and not computed again (t
 from pipeline.context import RoundContext
 from pipeline.evaluate.grade import Graded, grade
 from pipeline.evaluate.key import evaluation_key
-from pipeline.evaluate.problems import planned_problems, read_benchmark
 from pipeline.evaluate.reuse import find_rows
+from pipeline.evaluate.stored import held_out
 from pipeline.models import load_tokenizer, pinned, resolve
 from pipeline.provenance import check_teacher, check_teacher_words
 from storage import documents, layout
@@ -28,8 +28,7 @@ def run(context: RoundContext, shard: int) -> Receipt:
     key = evaluation_key(context, planned, benchmark, graded)
     rows, origin = find_rows(context.store, key) if planned.role != "student" else (None, None)
     if rows is None:
-        planned_problems(context.config, context.document["benchmarks"])  # they are still those of the plan
-        problems = read_benchmark(benchmark, context.config.prompts)
+        problems = held_out(context, benchmark)
         rows = grade(graded, benchmark, [problems[each] for each in planned.prompt_ids], context.config,
                      role=planned.role, progress=context.progress)
     else:

@@ -15,12 +15,14 @@ import importlib.util
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import pyarrow as pa
+
 from pipeline.config.model import Detector, Mask, SpecialTokens, SqlMask
 from pipeline.context import RoundContext
 from pipeline.mask import detector, sources, special_tokens, sql
 from pipeline.mask.marks import Marks, counts, mask_table
 from storage.checks import refuse_silent_round
-from storage.rounds import Receipt
+from storage.rounds import Receipt, local_checkpoint, starting_checkpoint
 from storage.snapshot import take_snapshot
 
 COLUMNS = ["rollout_id", "position", "token_id"]
@@ -38,15 +40,19 @@ class Evaluated:
 
 def run(context: RoundContext, shard: int) -> Receipt:
     """Check the round's scores, then write the shard's mask."""
-    masks = evaluated(context)
-    tokens = context.round.read("score", shard, COLUMNS)
-    first = sum(receipt.file.rows for receipt in context.round.receipts("score") if receipt.shard < shard)
-    table = mask_table(tokens, [mask.marks.cut(first, first + tokens.num_rows) for mask in masks])
+    masks, table = evaluated(context), shard_table(context, shard)
     inputs = context.round.input_files("score", shard)
     for mask in masks:
         inputs |= mask.inputs
     return context.round.finish("mask", shard, "mask", table, inputs=inputs, facts={
         **counts(table), "masks": {str(index): mask.facts for index, mask in enumerate(masks)}})
+
+
+def shard_table(context: RoundContext, shard: int) -> pa.Table:
+    """The rows of one shard; writes nothing."""
+    tokens = context.round.read("score", shard, COLUMNS)
+    first = sum(receipt.file.rows for receipt in context.round.receipts("score") if receipt.shard < shard)
+    return mask_table(tokens, [mask.marks.cut(first, first + tokens.num_rows) for mask in evaluated(context)])
 
 
 def evaluated(context: RoundContext) -> list[Evaluated]:
@@ -130,6 +136,8 @@ def _read_files(context: RoundContext, snapshot, reads: set[str]) -> dict[str, s
 
 
 def _tokenizer(context: RoundContext):
-    from pipeline.models import load_tokenizer, pinned
+    """Of the checkpoint that starts the round: a replay needs no other file than its store's."""
+    from pipeline.models import load_tokenizer
 
-    return load_tokenizer(pinned(context.config.student, context.document["student"]))
+    folder = local_checkpoint(context.store, starting_checkpoint(context.store, context.run, context.number))
+    return load_tokenizer(folder, trust_remote_code=context.config.student.trust_remote_code)

@@ -98,7 +98,7 @@ def test_a_run_without_evaluation_commits_and_one_that_evaluates_every_second_ro
     opd("run", config, "--set", "rounds=1")
     assert "plain" in opd("sql", "SELECT run, gap_recovery FROM rounds", "--store", tmp_path / "store").stdout
     done = opd("evaluate", "--run", "plain", "--round", 0, "--store", tmp_path / "store", check=False)
-    assert done.returncode == 2 and "nothing to evaluate" in done.stderr
+    assert done.returncode == 2 and "has no shard of evaluate: its config has no [evaluation]" in done.stderr
 
 
 def test_problems_that_are_trained_on_ungraded_or_too_long_are_refused(tmp_path):

@@ -13,20 +13,33 @@ teacher.path teacher.revision teacher.dtype teacher.attention teacher.trust_remo
 prompts.source<hub>.name prompts.source<hub>.subset prompts.source<hub>.split prompts.source<hub>.revision
 prompts.source<hub>.question prompts.source<hub>.answer prompts.source<hub>.solution prompts.source<hub>.limit
 prompts.source<file>.path prompts.source<file>.name prompts.source<file>.question prompts.source<file>.answer
-prompts.source<file>.solution prompts.source<file>.limit
-prompts.source<generated>.generator prompts.source<generated>.problems prompts.source<generated>.seed
-prompts.source<generated>.split
-prompts.task prompts.template prompts.system prompts.per_round prompts.per_shard prompts.max_prompt_tokens
-rollout.engine<transformers>.batch_size
-rollout.samples rollout.temperature rollout.top_p rollout.max_new_tokens
+prompts.source<file>.solution prompts.source<file>.limit prompts.source<generated>.generator
+prompts.source<generated>.problems prompts.source<generated>.seed prompts.source<generated>.split prompts.task
+prompts.template prompts.system prompts.per_round prompts.per_shard prompts.max_prompt_tokens
+rollout.engine<transformers>.batch_size rollout.samples rollout.temperature rollout.top_p rollout.max_new_tokens
 score.teacher_top_k score.student_top_k score.student_log_probs_at_teacher_topk score.grid score.batch_tokens
-score.head_rows
-mask<special_tokens>.tokens mask<special_tokens>.occurrences
-mask<detector>.max_log_ratio mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
-objective<teacher_topk_lsm>.k objective<tail_bucket_topk>.k
+score.head_rows score.reuse score.teacher_hidden_states
+mask<special_tokens>.tokens mask<special_tokens>.occurrences mask<detector>.max_log_ratio
+mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
+objective<teacher_topk_lsm>.k objective<student_topk>.form objective<student_topk>.clip objective<student_topk>.k
+objective<union_topk>.k objective<tail_bucket_topk>.k objective<forward_kl_topk>.k objective<gkd>.beta
+objective<gkd>.support objective<gkd>.k objective<gkd>.teacher objective<skewed_topk>.alpha objective<skewed_topk>.k
+objective<stop_gradient_topk>.support objective<stop_gradient_topk>.k objective<truncated_topk>.k
+objective<full_vocabulary>.teacher objective<sampled_token>.gamma objective<sampled_token>.advantage
+objective<sampled_token>.ratio objective<sampled_token>.clip_low objective<sampled_token>.clip_high
+objective<sampled_token>.ratio_cap objective<sampled_token>.baseline objective<sampled_token>.advantage_clip
+objective<sampled_token_masked>.gamma objective<sampled_token_masked>.advantage objective<sampled_token_masked>.ratio
+objective<sampled_token_masked>.clip_low objective<sampled_token_masked>.clip_high
+objective<sampled_token_masked>.ratio_cap objective<sampled_token_masked>.baseline
+objective<sampled_token_masked>.advantage_clip objective<lightning>.clip objective<dense>.support
+objective<dense>.divergence objective<dense>.outside objective<dense>.stop_gradient objective<dense>.k
+objective<dense>.beta objective<dense>.alpha objective<dense>.teacher objective<custom>.factory
+objective<custom>.options
 train.learning_rate train.warmup_steps train.rollouts_per_step train.epochs train.micro_batch_tokens train.beta1
 train.beta2 train.eps train.weight_decay train.max_grad_norm train.precision train.gradient_checkpointing
-train.reduction train.denominator
+train.reduction train.denominator train.age_cap train.drift_fuse
+continuation.depths continuation.prompts continuation.rollouts continuation.samples continuation.every
+continuation.temperature continuation.top_p continuation.max_new_tokens
 evaluation.benchmark.name evaluation.benchmark.source<hub>.name evaluation.benchmark.source<hub>.subset
 evaluation.benchmark.source<hub>.split evaluation.benchmark.source<hub>.revision
 evaluation.benchmark.source<hub>.question evaluation.benchmark.source<hub>.answer
@@ -35,21 +48,25 @@ evaluation.benchmark.source<file>.path evaluation.benchmark.source<file>.name
 evaluation.benchmark.source<file>.question evaluation.benchmark.source<file>.answer
 evaluation.benchmark.source<file>.solution evaluation.benchmark.source<file>.limit
 evaluation.benchmark.source<generated>.generator evaluation.benchmark.source<generated>.problems
-evaluation.benchmark.source<generated>.seed evaluation.benchmark.source<generated>.split
-evaluation.benchmark.template evaluation.benchmark.system evaluation.benchmark.samples
-evaluation.every evaluation.teacher evaluation.seed evaluation.temperature evaluation.top_p evaluation.max_new_tokens
-evaluation.per_shard evaluation.timeout_s
+evaluation.benchmark.source<generated>.seed evaluation.benchmark.source<generated>.split evaluation.benchmark.template
+evaluation.benchmark.system evaluation.benchmark.samples evaluation.every evaluation.teacher evaluation.seed
+evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.per_shard evaluation.timeout_s
 tracker<tensorboard>.folder tracker<wandb>.project tracker<wandb>.entity tracker<wandb>.mode tracker<wandb>.folder
 tracker<mlflow>.uri tracker<mlflow>.experiment tracker<trackio>.project tracker<trackio>.folder
 """
 
 STAGE = "--json --round --run --shard --store"
+BRANCH = "--as --json --round --set --store run_id"
 COMMANDS = {
     "quickstart": "--json --report --set config", "init": "--prompts --student --teacher file",
     "doctor": "--fix --json --store",
     "serve": "--cron --name --set --timezone config",
     "run": "--dry-run --json --no-prefect --set config", "start": "--json --set config",
-    "prompts": STAGE, "rollout": STAGE, "score": STAGE, "mask": STAGE, "train": STAGE,
+    "continue": "--json --no-prefect --rounds --store run_id",
+    "replay": f"{BRANCH} --check --k --mask --no-evaluation --out --seed --seeds --sweep", "rescore": BRANCH,
+    "diff": "--all --exit-code --json --store a b",
+    "prompts": STAGE, "rollout": STAGE, "score": STAGE, "hidden": STAGE, "continuation": STAGE, "mask": STAGE,
+    "train": STAGE,
     "evaluate": f"{STAGE} --model --out --set config",
     "sql": "--committed --describe --force --format --json --list --out --param --run --store query",
     "report": "--json --out --round --store run_id",

@@ -1,0 +1,45 @@
+"""Playing branches without Prefect: a replay is a branch and its round, a rescore a branch and its scores."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from flows.child import Child, OnProgress
+from flows.local import distill_round, play_shards
+from pipeline.replay.request import Request
+from storage.objects import open_store
+from storage.rounds import Round
+
+ProgressFor = Callable[[str], OnProgress]
+
+
+def make_branch(store: str, request: Request, progress_for: ProgressFor) -> dict:
+    """The branch's id, its round, and how many shards of each stage it shares with its parent."""
+    with Child() as child:
+        return child.call("branch", progress_for("branch"), store=store, request=asdict(request))
+
+
+def replay(store: str, request: Request, progress_for: ProgressFor) -> dict:
+    """Make the branch, or find it, and play its round to the commit."""
+    made = make_branch(store, request, progress_for)
+    return made | distill_round(store, made["run"], made["round"], progress_for)
+
+
+def rescore(store: str, request: Request, progress_for: ProgressFor) -> dict:
+    """Make the branch and score its round; mask and training wait for `opd continue`."""
+    made = make_branch(store, request, progress_for)
+    round = Round(open_store(store), made["run"], made["round"])
+    where = {"store": store, "run": made["run"], "number": made["round"]}
+    for stage in ("prompts", "rollout", "score", "hidden"):
+        if pending := round.pending(stage):
+            play_shards(where, stage, pending, progress_for)
+        round.commit_stage(stage)
+    facts = [receipt.facts for receipt in round.receipts("score")]
+    scored_here = "score" not in made["shared"]
+    return made | {"reused": sum(each.get("reused", 0) for each in facts) if scored_here else None,
+                   "scored": sum(each.get("scored", 0) for each in facts) if scored_here else None}
+
+
+def check(store: str, run: str, number: int, progress_for: ProgressFor) -> dict:
+    """Repeat a committed round and compare."""
+    with Child() as child:
+        return child.call("check", progress_for(f"{run} round {number} again"), store=store, run=run, number=number)
