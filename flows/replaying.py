@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from flows.child import Child, OnProgress
 from flows.local import distill_round, play_shards
+from pipeline.replay.branch import requested
 from pipeline.replay.request import Request
 from storage.objects import open_store
 from storage.rounds import Round
@@ -13,7 +14,9 @@ ProgressFor = Callable[[str], OnProgress]
 
 
 def make_branch(store: str, request: Request, progress_for: ProgressFor) -> dict:
-    """The branch's id, its round, and how many shards of each stage it shares with its parent."""
+    """The branch's id, its round, and how many shards of each stage it shares with its parent. What is wrong with the
+    request is mostly said before a process is started."""
+    requested(store, request)
     with Child() as child:
         return child.call("branch", progress_for("branch"), store=store, request=asdict(request))
 

@@ -34,8 +34,8 @@ from storage.scratch import remove_own, scratch_folder
 from storage.small_relations import SMALL
 from storage.snapshot import Snapshot
 
-VIEWS = ("rollouts", "tokens", "masked_tokens", "topk", "steps", "evaluations", "accuracy", "shards", "timings",
-         "vocabulary", "rounds")
+VIEWS = ("rollouts", "tokens", "masked_tokens", "topk", "steps", "trainings", "continuations", "evaluations",
+         "accuracy", "shards", "timings", "vocabulary", "rounds", "task_metrics", "position_metrics")
 """In the order in which they are created: `rounds` reads others."""
 
 _WILDCARDS = re.compile(r"[*?\[\]]")

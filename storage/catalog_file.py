@@ -104,14 +104,20 @@ def _put_reports(connection) -> None:
 
 
 def _put_comments(connection) -> None:
-    """While the relations are still empty: each comment binds its view, down to the files."""
+    """While the relations are still empty: each comment binds its view, down to the files.
+
+    In one transaction: 500 of them, each synced to the disk, take seconds.
+    """
+    connection.execute("BEGIN")
     for file in [*_files("views"), *_reports()]:
         view = quoted_name(file.name)
         connection.execute(f"COMMENT ON VIEW {view} IS {quoted_text(f'{file.description} Grain: {file.grain}')}")
         for column, meaning in file.columns.items():
             connection.execute(f"COMMENT ON COLUMN {view}.{quoted_name(column)} IS {quoted_text(meaning)}")
     for file in _files("macros"):
-        connection.execute(f"COMMENT ON MACRO {quoted_name(file.name)} IS {quoted_text(file.description)}")
+        kind = "MACRO TABLE" if " AS TABLE\n" in file.text else "MACRO"
+        connection.execute(f"COMMENT ON {kind} {quoted_name(file.name)} IS {quoted_text(file.description)}")
+    connection.execute("COMMIT")
 
 
 def _files(kind: str) -> list[SqlFile]:

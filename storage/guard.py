@@ -20,6 +20,7 @@ _TABLE_FUNCTIONS = {
     "histogram_values", "read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_file_metadata",
     "parquet_kv_metadata", "parquet_full_metadata", "parquet_bloom_probe", "duckdb_columns", "duckdb_functions",
     "duckdb_settings", "duckdb_tables", "duckdb_types", "duckdb_views", "pragma_table_info",
+    "token_metrics", "rollout_metrics", "reward_auroc", "bucket_widths",  # of sql/macros
 }
 _EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+)?(?:\([^()]*\)\s*)?(?P<inner>.*)", re.IGNORECASE | re.DOTALL)
 

@@ -10,8 +10,8 @@ from storage.snapshot import Snapshot
 from storage.vocabulary import SCHEMA as VOCABULARY
 from storage.vocabulary import vocabulary
 
-_STAGE_OF_TABLE = {"prompts": "prompts", "rollouts": "rollout", "tokens": "score", "mask": "mask", "steps": "train",
-                   "evaluation": "evaluate"}
+_STAGE_OF_TABLE = {"prompts": "prompts", "rollouts": "rollout", "tokens": "score", "hidden": "hidden",
+                   "continuation": "continuation", "mask": "mask", "steps": "train", "evaluation": "evaluate"}
 _ROUNDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("committed", pa.bool_()),
                      ("manifest_id", pa.string())])
 _SHARDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.string()), ("shard", pa.int32()),
@@ -20,6 +20,12 @@ _SHARDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.s
 _TIMINGS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.string()), ("shard", pa.int32()),
                       ("seconds", pa.float64()), ("rows", pa.int64()), ("host", pa.string()),
                       ("details", pa.string())])
+
+_CLOSING = {"positions": pa.int64(), "teacher_kl": pa.float64(), "student_entropy": pa.float64(),
+            "student_mass": pa.float64(), "drift": pa.float64(), "ess": pa.float64(), "topk_left": pa.float64(),
+            "opd_reverse_kl": pa.float64()}
+_TRAININGS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("steps", pa.int64()), ("run_steps", pa.int64()),
+                        ("stopped", pa.string()), *((f"closing_{name}", kind) for name, kind in _CLOSING.items())])
 
 
 def _rounds(snapshot: Snapshot) -> pa.Table:
@@ -47,6 +53,18 @@ def _timings(snapshot: Snapshot) -> pa.Table:
                                        sort_keys=True)} for row in rows], _TIMINGS)
 
 
+def _trainings(snapshot: Snapshot) -> pa.Table:
+    """Facts of the train receipts; what a receipt does not say is null."""
+    rows = []
+    for run, number, _ in snapshot.rounds():
+        for receipt in Round(snapshot.store, run, number).receipts("train"):
+            facts = receipt.facts
+            closing = facts.get("closing") or {}
+            rows.append({"run": run, "round": number, **{name: facts.get(name) for name in _TRAININGS.names[2:5]},
+                         **{f"closing_{name}": closing.get(name) for name in _CLOSING}})
+    return pa.Table.from_pylist(rows, _TRAININGS)
+
+
 SMALL = {"rounds": (_ROUNDS, _rounds), "shards": (_SHARDS, _shards), "timings": (_TIMINGS, _timings),
-         "vocabulary": (VOCABULARY, vocabulary)}
+         "trainings": (_TRAININGS, _trainings), "vocabulary": (VOCABULARY, vocabulary)}
 """Name -> its columns, and what computes its rows from a snapshot."""

@@ -5,7 +5,7 @@ pipeline/objectives/presets/<type>.py. A `type` with a dot in it, "package.modul
 {type = "custom", factory = "package.module.name"}.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -286,6 +286,10 @@ Objective = Annotated[
     TeacherTopKLsm | StudentTopK | UnionTopK | OverlapOnly | NonOverlapOnly | TailBucketTopK | ForwardKLTopK | Gkd
     | SkewedTopK | StopGradientTopK | TruncatedTopK | FullVocabulary | SampledToken | SampledTokenMasked | Lightning
     | Dense | Custom, Field(discriminator="type")]
+
+
+TYPES = [section.model_fields["type"].default for section in get_args(get_args(Objective)[0])]
+"""Names of all objectives, `dense` and `custom` among them."""
 
 
 def spelled_out(section: dict) -> dict:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pipeline.config import RunConfig
 from pipeline.config.model import SqlMask
 from pipeline.context import RoundContext, open_context
-from pipeline.replay.request import Request, branch_config, changes
+from pipeline.replay.request import Request, branch_config, changes, missing_hidden
 from pipeline.versions import versions
 from storage import documents, layout
 from storage.errors import MissingObject, UserError
@@ -41,11 +41,9 @@ def make_branch(store_url: str, request: Request) -> RoundContext:
     Raises UserError for a round that has not got that far, a change that its files do not allow, a branch that exists
     with another config.
     """
-    store = open_store(store_url)
-    source = source_round(store, request)
-    parent = read_run(store, request.run)
-    config = RunConfig.model_validate({**parent["config"], "store": store_url})
-    changed = branch_config(config, request)
+    source, config, changed = requested(store_url, request)
+    store, parent = source.store, read_run(source.store, request.run)
+    _refuse_missing_hidden(source, changed, request)
     document = _document(store, parent, config, changed, request)
     kept = kept_receipts(source, parent, document, changed, request)
     _create(store, changed, document)
@@ -55,6 +53,15 @@ def make_branch(store_url: str, request: Request) -> RoundContext:
     for receipt in kept:
         context.round.share(receipt)
     return context
+
+
+def requested(store_url: str, request: Request) -> tuple[Round, RunConfig, RunConfig]:
+    """The round that is branched, its run's config, and the branch's. Raises UserError for most of what can be wrong;
+    needs no model and no torch."""
+    store = open_store(store_url)
+    source = source_round(store, request)
+    config = RunConfig.model_validate({**read_run(store, request.run)["config"], "store": store_url})
+    return source, config, branch_config(config, request)
 
 
 def source_round(store: ObjectStore, request: Request) -> Round:
@@ -74,6 +81,14 @@ def source_round(store: ObjectStore, request: Request) -> Round:
             raise UserError(f"round {request.number} of {request.run} cannot be branched: its {stage} is not finished; "
                             f"go on with `opd continue {request.run}`")
     return source
+
+
+def _refuse_missing_hidden(source: Round, config: RunConfig, request: Request) -> None:
+    """For custom objectives, which have to be built to be asked."""
+    from pipeline.objectives.needs import TEACHER_HIDDEN, needs
+
+    if not request.rescore and TEACHER_HIDDEN in needs(config.objective) and not source.plan().hidden:
+        raise missing_hidden(config.objective, request)
 
 
 def _document(store: ObjectStore, parent: dict, config: RunConfig, changed: RunConfig, request: Request) -> dict:

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.config import RunConfig
 from pipeline.config.load import apply_settings, validate
 from pipeline.config.objectives import Objective
-from pipeline.objectives.needs import needs
 from storage import documents
 from storage.errors import ConfigError, UserError
 from storage.layout import check_run_id
@@ -102,11 +101,15 @@ def _refuse_missing_hidden(parent: RunConfig, document: dict, request: Request) 
         objective = TypeAdapter(Objective).validate_python(document.get("objective"))
     except ValidationError:  # which the validation of the whole config words
         return
-    if parent.score.teacher_hidden_states is None and "teacher_hidden" in needs(objective):
-        raise UserError(f"objective {objective.type} needs the teacher's hidden states, which round {request.number} "
-                        f"of {request.run} does not have: score it again with `opd rescore {request.run} --round "
-                        f"{request.number} --set score.teacher_hidden_states=bfloat16`, or set objective.teacher = "
-                        "'live'")
+    if parent.score.teacher_hidden_states is None and objective.whole_vocabulary_teacher == "cache":
+        raise missing_hidden(objective, request)
+
+
+def missing_hidden(objective: Objective, request: Request) -> UserError:
+    """What to say of an objective that reads hidden states where there are none."""
+    return UserError(f"objective {objective.type} needs the teacher's hidden states, which round {request.number} of "
+                     f"{request.run} does not have: score it again with `opd rescore {request.run} --round "
+                     f"{request.number} --set score.teacher_hidden_states=bfloat16`, or set objective.teacher = 'live'")
 
 
 def _refuse_other_changes(parent: RunConfig, config: RunConfig, request: Request) -> None:

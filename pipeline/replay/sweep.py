@@ -5,9 +5,11 @@
 Branches are named <run>.r<round>.<preset>.s<seed>; one that is committed is not played again.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import RunConfig
+from pipeline.config.objectives import TYPES
 from pipeline.replay.request import MAX_NAME, Request
 from storage.errors import UserError
 from storage.objects import ObjectStore
@@ -23,11 +25,7 @@ METRICS = ("avg_at_k", "closing_teacher_kl", "closing_student_entropy", "closing
 def requests(store: ObjectStore, store_url: str, request: Request, presets: Sequence[str],
              seeds: Sequence[int]) -> Iterator[tuple[str, int, Request]]:
     """(preset, seed, request) for every branch of the sweep. Raises UserError for a preset that there is not."""
-    from pipeline.objectives.presets import PRESETS
-
-    unknown = [each for each in presets if each not in PRESETS]
-    if unknown:
-        raise UserError(f"--sweep {unknown[0]}: no preset has this name; there are {', '.join(sorted(PRESETS))}")
+    _check_presets(presets)
     config = RunConfig.model_validate({**read_run(store, request.run)["config"], "store": store_url})
     presets = presets or default_presets(Round(store, request.run, request.number))
     for preset in presets:
@@ -35,6 +33,14 @@ def requests(store: ObjectStore, store_url: str, request: Request, presets: Sequ
             yield preset, seed, Request(request.run, request.number, branch_name(request, preset, seed),
                                         [*request.settings, f"objective.type={preset}", f"seed={seed}"],
                                         _masks(preset, config, request), request.evaluate)
+
+
+def _check_presets(presets: Sequence[str]) -> None:
+    unknown = [each for each in presets if each not in TYPES]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], TYPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TYPES)}"
+        raise UserError(f"--sweep {unknown[0]}: no preset has this name; {hint}")
 
 
 def default_presets(source: Round) -> tuple[str, ...]:

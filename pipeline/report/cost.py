@@ -1,5 +1,7 @@
 """What a run spends: lengths of responses, tokens masked, seconds and bytes of each stage."""
 
+from typing import Any
+
 from pipeline.report.asked import Rows, Source
 from pipeline.report.distance import by_round
 from pipeline.report.document import Block, Key, Note, Plot, Plots, Section, Table
@@ -7,9 +9,12 @@ from pipeline.report.plots import Frame, Line, lines, stacks
 from pipeline.report.text import count, number, on_one_line, percent, seconds, size
 from storage.layout import STAGES
 
+_SOURCES = 3
+"""Rounds that a row names as sources of teacher columns."""
 _REASONS = 20
 """Rows of the table of masks; a detector may give a reason per token id."""
-_STAGE_COLORS = dict(zip(STAGES, ("grey", "blue", "teal", "gold", "orange", "plum"), strict=True))
+_REPEATED = "Repeated are 3-grams that occurred before in the same response; mean over responses."
+_STAGE_COLORS = dict(zip(STAGES, ("grey", "blue", "teal", "moss", "rose", "gold", "orange", "plum"), strict=True))
 
 
 def lengths_section(source: Source) -> Section:
@@ -17,12 +22,15 @@ def lengths_section(source: Source) -> Section:
     if not rows:
         return Section("lengths", "Lengths", "", [Note("No rollouts yet: the rollout stage has not finished a shard "
                                                        "here.")])
-    columns = ["round", "rollouts", "shortest", "lower decile", "median", "mean", "upper decile", "longest", "cut off"]
+    columns = ["round", "rollouts", "shortest", "lower decile", "median", "mean", "upper decile", "longest", "cut off",
+               "repeated"]
+    repeated = {row["round"]: row["repeat_ratio"] for row in source.rounds()}
     cells = [[str(row["round"]), count(row["rollouts"]), count(row["shortest"]), number(row["lower_decile"], 0),
               number(row["median"], 0), number(row["mean_length"], 1), number(row["upper_decile"], 0),
-              count(row["longest"]), percent(row["truncation_rate"])] for row in rows]
-    table = Table(columns, cells, source.command("lengths_by_round"), "In tokens.", frozenset(range(1, 9)),
-                  folded=len(cells) > 1)
+              count(row["longest"]), percent(row["truncation_rate"]), percent(repeated[row["round"]])]
+             for row in rows]
+    table = Table(columns, cells, source.command("lengths_by_round"), f"In tokens. {_REPEATED}",
+                  frozenset(range(1, 10)), folded=len(cells) > 1)
     blocks: list[Block] = [Plots(length_plots(source, rows)), table] if source.has_history else [table]
     return Section("lengths", "Lengths", "A response that is cut off at the token limit ends without an answer.",
                    blocks)
@@ -41,6 +49,9 @@ def length_plots(source: Source, rows: Rows) -> list[Plot]:
     drawn = [("truncation_rate", "rollouts", "orange", "solid")]
     if any(row["evaluation_truncation_rate"] is not None for row in source.rounds()):
         drawn.append(("evaluation_truncation_rate", "held-out answers", "plum", "dashed"))
+    found.append(by_round(source, "repetition", "Repetition", "of 3-grams", [("repeat_ratio", "", "rose", "solid")],
+                          f"{_REPEATED} A student that begins to loop shows here before it shows in the lengths.",
+                          percent=True, bounds=(0, 1), inside=(0, 0.01)))
     return [*found, by_round(source, "truncation", "Cut off at the limit", "of responses", drawn,
                              "Share of responses that reached the token limit.", percent=True, bounds=(0, 1),
                              inside=(0, 0.01))]
@@ -89,7 +100,7 @@ def timings_section(source: Source) -> Section:
     rows = source.rows("timings_by_stage")
     if not rows:
         return Section("timings", "Time and space", "", [Note("No finished shard yet.")])
-    blocks: list[Block] = [stages_table(source, rows)]
+    blocks: list[Block] = [stages_table(source, rows), *reuse_tables(source)]
     if source.has_history:
         blocks.insert(0, Plots([stage_plot(source, rows, "seconds", "Time by stage"),
                                 stage_plot(source, rows, "size_bytes", "Bytes by stage")]))
@@ -111,6 +122,25 @@ def stages_table(source: Source, rows: Rows) -> Table:
     where = "of this round" if source.number is not None else "of all rounds"
     return Table(["stage", "shards", "time", "rows", "rows per second", "bytes"], cells,
                  source.command("timings_by_stage"), f"Sums {where}.", frozenset(range(1, 6)))
+
+
+def reuse_tables(source: Source) -> list[Table]:
+    """Rounds that found teacher columns in the store; no table where none did."""
+    rows = [row for row in source.rows("payload_reuse") if row["hits"]]
+    cells = [[str(row["round"]), count(row["hits"]), count(row["misses"]), percent(row["hit_share"]),
+              count(row["hit_tokens"]), ", ".join(map(origin, row["sources"][:_SOURCES]))
+              + (f" and {len(row['sources']) - _SOURCES} more" if len(row["sources"]) > _SOURCES else "")]
+             for row in rows]
+    table = Table(["round", "found", "computed", "found of all", "tokens found", "from"], cells,
+                  source.command("payload_reuse"), "Rollouts whose teacher columns lay in the store already, and those "
+                  "that the teacher was asked for.", frozenset(range(1, 5)))
+    return [table] if rows else []
+
+
+def origin(reused: dict[str, Any]) -> str:
+    """Where rollouts' teacher columns were found: a round of this run, or a manifest of another."""
+    place = f"manifest {reused['manifest_id'][:8]}" if reused["round"] is None else f"round {reused['round']}"
+    return f"{place} ({count(reused['rollouts'])})"
 
 
 def stage_plot(source: Source, rows: Rows, column: str, title: str) -> Plot:

@@ -47,14 +47,15 @@ def distance_section(source: Source) -> Section:
 
 def scores_table(source: Source) -> Table:
     """What the view `rounds` says of the scores."""
-    columns = {"positive_reward_share": "positive rewards", "gap_lower_decile": "gap, lower decile",
+    columns = {"positive_reward_share": "positive rewards", "reward_auroc": "AUROC", "reverse_kl": "reverse KL",
+               "gap_lower_decile": "gap, lower decile",
                "teacher_mass": "teacher's mass", "student_mass": "student's mass",
                "not_in_topk_ratio": "outside top-K", "overlap_ratio": "overlap",
                "overlap_mass_student": "student on overlap", "overlap_mass_teacher": "teacher on overlap",
                "overlap_token_advantage": "advantage", "student_entropy": "student's entropy",
                "teacher_entropy": "teacher's entropy", "entropy_gap": "entropy gap"}
     rows = [[str(row["round"]), *[number(row[column]) for column in columns]] for row in source.rounds()]
-    return Table(["round", *columns.values()], rows, source.command("rounds"), "Shares of 1; gaps, advantage and "
+    return Table(["round", *columns.values()], rows, source.command("rounds"), "Shares of 1; KL, gaps, advantage and "
                  "entropies in nats.", frozenset(range(1, len(columns) + 1)), folded=True)
 
 
@@ -192,6 +193,11 @@ def round_plots(source: Source) -> list[Plot]:
                  [("positive_reward_share", "", "teal", "solid")],
                  "Share of sampled tokens that the teacher finds likelier than the student does.", percent=True,
                  bounds=(0, 1)),
+        by_round(source, "auroc", "Reward and correctness", "AUROC",
+                 [("reward_auroc", "", "plum", "solid")],
+                 "Chance that a right rollout has a higher mean gap than a wrong one. Near 0.5 the teacher's reward "
+                 "does not tell right from wrong; rounds without both have no point.",
+                 [Level(0.5, "chance", "grey", "dotted")], bounds=(0, 1.0005), inside=(0.4, 0.6)),
         by_round(source, "mass", "Support", "probability mass",
                  [("teacher_mass", "teacher's mass on its top-K", "orange", "dashed"),
                   ("student_mass", "student's mass on it", "blue", "solid")],

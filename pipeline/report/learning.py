@@ -106,7 +106,8 @@ def training_section(source: Source) -> Section:
     if marks(rows):
         on_plots += " Where faint lines stand a round begins, from data that the student of that moment wrote."
     plots = [step_plot(source, rows, *each) for each in STEP_PLOTS if any(row[each[0]] is not None for row in rows)]
-    return Section("training", "Training", "", [Plots(plots), training_table(source)], on_plots)
+    blocks = [Plots(plots), *closing_tables(source), training_table(source)]
+    return Section("training", "Training", "", blocks, on_plots)
 
 
 def training_table(source: Source) -> Table:
@@ -119,8 +120,30 @@ def training_table(source: Source) -> Table:
                  frozenset(range(1, 7)), folded=True)
 
 
+STOPPED = {"done": "all data used", "drift_fuse": "drift fuse", "age_cap": "age cap"}
+"""Why a round's training ended, for people."""
+
+
+def closing_tables(source: Source) -> list[Table]:
+    """How each round's training ended and how its final student does; no table where no round says so."""
+    rows = [row for row in source.rounds() if row["stopped"]]
+    cells = [[str(row["round"]), count(row["steps"]), STOPPED.get(row["stopped"], row["stopped"]),
+              number(row["closing_teacher_kl"], 4), number(row["closing_opd_reverse_kl"], 4),
+              number(row["closing_student_entropy"]), number(row["closing_student_mass"]),
+              percent(row["closing_topk_left"]), number(row["closing_drift"], 4), number(row["closing_ess"])]
+             for row in rows]
+    table = Table(["round", "steps", "ended by", "KL to the teacher", "reverse KL", "entropy", "mass on the top-K",
+                   "top-k left", "drift", "ESS"], cells, source.command("rounds"),
+                  "The final student of each round on a fixed sample of the round's positions. A drift fuse that ends "
+                  "many rounds asks for smaller rounds or a lower learning rate; top-k left is the share of its top-k "
+                  "that the cache does not have.", frozenset({1, *range(3, 10)}), folded=len(rows) > _LONG)
+    return [table] if rows else []
+
+
 MEANS = ("opd_reverse_kl", "loss")
 """Columns of steps of which `rounds` has the mean."""
+CLOSING = ("drift", "ess", "teacher_kl", "student_entropy", "topk_left")
+"""Columns of steps that `rounds` has once more, after the last step."""
 STEP_PLOTS = [
     ("opd_reverse_kl", "Reverse KL", "nats", "blue",
      "Mean of log p − log q on the sampled tokens, p the student, q the teacher, on a fixed 1/32 of the positions. A "
@@ -134,6 +157,12 @@ STEP_PLOTS = [
      "the data ages."),
     ("ess", "Effective sample size", "share", "gold",
      "1 while the data is on-policy. Far below 1 the round is too long for what it has to teach."),
+    ("teacher_kl", "KL to the teacher", "nats", "blue",
+     "KL from the student being trained to the teacher, on the teacher's top-K and one bucket for the rest."),
+    ("student_entropy", "Student's entropy", "nats", "teal",
+     "Over the whole vocabulary. A student that falls quickly here grows too sure."),
+    ("topk_left", "Top-k that left the cache", "share", "rose",
+     "Share of the student's present top-k that the cached one lacks: what a loss on the cached support cannot see."),
     ("learning_rate", "Learning rate", "", "grey", "As scheduled: linear warm-up over the whole run."),
 ]
 
@@ -144,6 +173,9 @@ def step_plot(source: Source, rows: Rows, column: str, title: str, unit: str, co
     if column in MEANS:
         drawn.append(round_means(source, rows, column))
         keys = [Key("step", color), Key("mean of the round", "ink")]
+    elif column in CLOSING and any(row[f"closing_{column}"] is not None for row in source.rounds()):
+        drawn.append(closing_points(source, rows, column))
+        keys = [Key("before each step", color), Key("after the round", "ink")]
     floor = None if column in ("opd_reverse_kl", "loss") else 0
     ceiling = 1 if column == "ess" else None
     frame = Frame("optimizer step", unit, whole_x=True, marks=marks(rows), bounds=(floor, ceiling),
@@ -161,6 +193,15 @@ def round_means(source: Source, rows: Rows, column: str) -> Line:
         x += [of_round[0] - 0.4, of_round[-1] + 0.4, of_round[-1] + 0.4]
         y += [means[each], means[each], None]
     return Line(x, y, "ink", dots=False)
+
+
+def closing_points(source: Source, rows: Rows, column: str) -> Line:
+    """The column after each round's last step: points of their own while they are few."""
+    last = {row["round"]: row["step"] for row in rows}
+    found = [(last[row["round"]] + 0.5, row[f"closing_{column}"]) for row in source.rounds() if row["round"] in last]
+    if len(found) <= _MARKED_ROUNDS:
+        found = [each for x, y in found for each in ((x, y), (x, None))]
+    return Line([x for x, _ in found], [y for _, y in found], "ink")
 
 
 def marks(rows: Rows) -> list[float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.report.asked import Rows, Source
 from pipeline.report.document import Note, Section, Table, Tile
+from pipeline.report.health import figures
 from pipeline.report.text import MISSING, count, number, on_one_line, percent, place_of_model
 from storage import sqlfiles
 
@@ -112,8 +113,7 @@ def tiles(source: Source) -> list[Tile]:
         return []
     shown = [accuracy_tile(rows), recovery_tile(rows)]
     shown += [changed_tile(rows, "opd_reverse_kl", "reverse KL", "nats"),
-              changed_tile(rows, "overlap_ratio", "top-k overlap", "of 1"),
-              changed_tile(rows, "student_mass", "support mass", "of 1")]
+              changed_tile(rows, "overlap_ratio", "top-k overlap", "of 1"), health_tile(source)]
     shown += [Tile("tokens learnt from", count(sum(row["tokens"] for row in here(source, rows))),
                    f"{count(sum(row['rollouts'] for row in here(source, rows)))} rollouts")]
     return [tile for tile in shown if tile]
@@ -140,6 +140,17 @@ def accuracy_tile(rows: Rows) -> Tile | None:
 def recovery_tile(rows: Rows) -> Tile | None:
     row = last_of(rows, "gap_recovery")
     return row and Tile("gap recovery", number(row["gap_recovery"], 2), "of the way from the start to the teacher")
+
+
+def health_tile(source: Source) -> Tile | None:
+    """Of the last round that has figures."""
+    rows = figures(source)
+    if not rows:
+        return None
+    of_last = [row for row in rows if row["round"] == rows[-1]["round"]]
+    amiss = [row["figure"] for row in of_last if not row["holds"]]
+    return Tile(f"health, round {rows[-1]['round']}", f"{len(of_last) - len(amiss)} of {len(of_last)}",
+                f"{', '.join(amiss)} out of bounds" if amiss else "figures within their bounds")
 
 
 def changed_tile(rows: Rows, column: str, label: str, unit: str) -> Tile | None:
@@ -207,4 +218,6 @@ def metric(meaning: str, value: Any) -> str:
     """A value in the unit that the view's header gives it."""
     if value is None:
         return MISSING
+    if isinstance(value, str):
+        return on_one_line(value)
     return count(value) if meaning.startswith(("count", "optimizer steps")) else number(value, 4)

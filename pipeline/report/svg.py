@@ -10,6 +10,7 @@ import re
 
 COLORS = {"ink": "#24303d", "muted": "#697583", "grid": "#e2e6eb", "blue": "#2b6cb0", "orange": "#c05f1b",
           "teal": "#1f8a80", "plum": "#8a4f9e", "gold": "#9a7a10", "grey": "#8b96a3", "red": "#b3372f",
+          "rose": "#b8447c", "moss": "#5d7d2c",
           "age0": "#8fcfc0", "age1": "#53b3b4", "age2": "#3791b3", "age3": "#3a6cab", "age4": "#42479a",
           "age5": "#3d2173"}
 """`age0` to `age5` go from the oldest round shown to the newest."""

@@ -1,5 +1,5 @@
--- in_overlap(teacher_ids, student_ids): for each of the first k student entries, whether it is among the teacher's
--- first k; k is the shorter length.
+-- in_overlap(teacher_ids, student_ids): which of the first k student entries are among the teacher's. Among the
+-- teacher's first k, that is; k is the shorter length.
 -- grain: scalar; costs about .4 s per million rows at 32 x 16
 -- columns:
 --   teacher_ids: token ids of the teacher's top-K, descending

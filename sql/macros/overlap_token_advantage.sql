@@ -1,6 +1,6 @@
--- overlap_token_advantage(teacher_ids, student_ids, student_log_probs, teacher_log_probs): mean over the overlap O of
--- p-(log q- - log p-), p- and q- renormalised on O (Rethinking OPD). With P, Q the masses on O and A the sum of
--- p (log q - log p) it is (A / P + log P - log Q) / |O|; null where O is empty.
+-- overlap_token_advantage(teacher_ids, student_ids, student_log_probs, teacher_log_probs): how both models rank their
+-- overlap (Rethinking OPD). Mean over the overlap O of p-(log q- - log p-), p- and q- renormalised on O. With P, Q the
+-- masses on O and A the sum of p (log q - log p) it is (A / P + log P - log Q) / |O|; null where O is empty.
 -- grain: scalar; lists of one entry hold what is used more than once, which a macro would compute again
 -- columns:
 --   teacher_ids: token ids of the teacher's top-K, descending

@@ -1,5 +1,5 @@
--- pass_at_k(samples, correct, k): chance that k of a problem's answers, drawn without replacement, hold a right one:
--- 1 - C(samples - correct, k) / C(samples, k), as a product (Chen et al. 2021, arXiv 2107.03374, equation 1).
+-- pass_at_k(samples, correct, k): chance that k of a problem's answers hold a right one. Drawn without replacement: 1 -
+-- C(samples - correct, k) / C(samples, k), as a product (Chen et al. 2021, arXiv 2107.03374, equation 1).
 -- grain: scalar
 -- columns:
 --   samples: count of answers, at least k

@@ -1,5 +1,5 @@
--- reverse_kl_topk(student_log_probs, teacher_log_probs): KL(p || q) of the student's top-k and one bucket for the
--- rest, p the student, q the teacher: at most the KL over the whole vocabulary, and near it where the top-k holds the
+-- reverse_kl_topk(student_log_probs, teacher_log_probs): KL(p || q) of the student's top-k and one bucket for the rest.
+-- With p the student and q the teacher: at most the KL over the whole vocabulary, and near it where the top-k holds the
 -- student's mass.
 -- grain: scalar; a list of one entry holds what is used more than once, which a macro would compute again
 -- columns:

@@ -1,4 +1,4 @@
--- wilson_low(share, trials): lower end of the 95 % interval of a share of `trials` independent trials (Wilson 1927).
+-- wilson_low(share, trials): lower end of the 95 % interval of a share (Wilson 1927). Of `trials` independent trials.
 -- grain: scalar
 -- columns:
 --   share: share of 1

@@ -1,5 +1,5 @@
--- disliked_tokens: the ten tokens of each round on which the teacher disagrees most, on average: what the detector of
--- pipeline/mask/detector.py looks at. Tokens sampled less than 8 times in the round are left out.
+-- disliked_tokens: the ten tokens of each round that the teacher dislikes most, on average. This is what the detector
+-- of pipeline/mask/detector.py looks at. Tokens sampled less than 8 times in the round are left out.
 -- grain: run, round, token_id
 -- columns:
 --   run: run id

@@ -1,5 +1,5 @@
--- graded_answers: held-out answers of the student to read: of each round four that are right and four that are wrong,
--- one per verdict reason before a second of any, and otherwise in the order of sample, then of prompt_id, a hash.
+-- graded_answers: held-out answers of the student to read: four right, four wrong a round. They come one per verdict
+-- reason before a second of any, and otherwise in the order of sample, then of prompt_id, a hash.
 -- grain: run, round, correct, place
 -- columns:
 --   run: run id

@@ -1,5 +1,6 @@
--- inspected_rollouts: three rollouts of each round to read: those of the lowest and of the highest mean gap, and the
--- one in the middle of that order. A round of one rollout has the worst only, of two the worst and the best.
+-- inspected_rollouts: three rollouts of each round to read: the worst, the middle, the best. Those of the lowest and of
+-- the highest mean gap, and the one in the middle of that order. A round of one rollout has the worst only, of two the
+-- worst and the best.
 -- grain: run, round, choice
 -- columns:
 --   run: run id

@@ -1,4 +1,4 @@
--- lengths_by_round: how long the responses are, in tokens written by the student and its environment together.
+-- lengths_by_round: how long the responses are, the environment's tokens included.
 -- grain: run, round
 -- columns:
 --   run: run id

@@ -1,4 +1,4 @@
--- overlap_by_round: how far the student's top-k has moved towards the teacher's (Rethinking OPD).
+-- overlap_by_round: how far the student's top-k has moved towards the teacher's. Rethinking OPD's metrics.
 -- grain: run, round
 -- columns:
 --   run: run id

@@ -1,4 +1,4 @@
--- rollout_tokens: one rollout, token by token, with what the teacher would have written instead.
+-- rollout_tokens: one rollout, token by token, with what the teacher would have written.
 -- grain: run, round, position; a branch that shares the rollout has it too
 -- parameters:
 --   rollout_id: rollouts.rollout_id, as `worst_tokens` and others show it

@@ -1,10 +1,10 @@
--- timings_by_stage: what each stage cost: the wall time of its shards added up, and the bytes of their files. A shard
--- that another round or run computed has no seconds here.
+-- timings_by_stage: what each stage cost: wall time added up over shards, and bytes of files. A shard that another
+-- round or run computed has no seconds here.
 -- grain: run, round, stage
 -- columns:
 --   run: run id
 --   round: round, from 0
---   stage: prompts | rollout | score | mask | train | evaluate
+--   stage: prompts | rollout | score | hidden | continuation | mask | train | evaluate
 --   shards: count
 --   seconds: wall time, summed over shards
 --   rows: count, of the shards' files
@@ -14,4 +14,5 @@ SELECT run, round, stage, count(*) AS shards, sum(timings.seconds) AS seconds, s
        sum(shards.rows) / nullif(sum(timings.seconds), 0) AS rows_per_second, sum(size_bytes)::BIGINT AS size_bytes
 FROM shards LEFT JOIN timings USING (run, round, stage, shard)
 GROUP BY run, round, stage
-ORDER BY run, round, list_position(['prompts', 'rollout', 'score', 'mask', 'train', 'evaluate'], stage);
+ORDER BY run, round,
+         list_position(['prompts', 'rollout', 'score', 'hidden', 'continuation', 'mask', 'train', 'evaluate'], stage);

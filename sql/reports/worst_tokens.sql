@@ -1,4 +1,5 @@
--- worst_tokens: the ten sampled tokens that the teacher finds least likely, measured by the student.
+-- worst_tokens: the ten sampled tokens that the teacher finds least likely. Measured by the student: those of the
+-- lowest gap.
 -- grain: run, round, rollout_id, position
 -- columns:
 --   run: run id

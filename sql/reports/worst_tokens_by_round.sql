@@ -1,5 +1,5 @@
--- worst_tokens_by_round: the ten sampled tokens of each round that the teacher finds least likely, measured by the
--- student; `worst_tokens` has the ten of all rounds.
+-- worst_tokens_by_round: the ten of each round that the teacher finds least likely. Measured by the student: those of
+-- the lowest gap; `worst_tokens` has the ten of all rounds.
 -- grain: run, round, place
 -- columns:
 --   run: run id

@@ -1,4 +1,4 @@
--- masked_tokens: tokens with the weight that training gave them; a round without a stored mask has no rows.
+-- masked_tokens: tokens with the weight that training gave them. A round without a stored mask has no rows.
 -- grain: run, round, rollout_id, position
 -- columns:
 --   run: run id

@@ -1,5 +1,7 @@
 -- rounds: one row per round: counts, and the means that tell how it went. Columns that are not selected are not read:
--- the overlap columns read the top-K lists (.5 to 1.5 s per million tokens), the others are scalar scans.
+-- reverse_kl and the overlap columns read the top-K lists (.3 to 1.2 s per million tokens), the others are scalar
+-- scans. `task_metrics` and `position_metrics` divide a round, with the same definitions (macros rollout_metrics,
+-- token_metrics, reward_auroc).
 -- grain: run, round
 -- columns:
 --   run: run id
@@ -10,11 +12,14 @@
 --   rollouts: count
 --   mean_length: response tokens per rollout
 --   truncation_rate: share of rollouts with finish_reason 'length'
+--   repeat_ratio: share of 1, mean over rollouts of the share of 3-grams that occurred before in the same response
 --   accuracy: mean reward of the rollouts that have one
+--   reward_auroc: share of 1, chance that a right rollout has a higher mean gap than a wrong one, ties counting half
 --   tokens: count, written by the student
 --   mean_gap: nats, mean of teacher_log_prob - student_log_prob
 --   gap_lower_decile: nats, 10 % of tokens have a gap below it
 --   positive_reward_share: share of tokens that the teacher finds likelier than the student does
+--   reverse_kl: nats, mean KL(p || q) of the student's top-k and one bucket for the rest, before training
 --   teacher_entropy: nats, mean
 --   student_entropy: nats, mean
 --   entropy_gap: nats, mean of |teacher_entropy - student_entropy|
@@ -26,13 +31,27 @@
 --   overlap_mass_teacher: share of 1, mean mass of the teacher on S^p & S^q; on the grid, 1 may read 1.0002
 --   overlap_token_advantage: nats, mean over S^p & S^q of p-(log q- - log p-), renormalised there
 --   train_rollout_logprob_abs_diff: nats, mean of |student_log_prob - rollout_log_prob|
+--   rollout_ratio: mean of student probability / sampled one; sampled is sampling_log_prob, after temperature and top-p
+--   rollout_kl: nats, mean of sampling_log_prob - student_log_prob: KL of the sampled density from the student
+--   rollout_k3: nats, mean of ratio - 1 - log ratio, which is never negative
+--   rollout_chi2: mean of ratio^2, less 1; below 0 where top-p left out mass
+--   rollout_ess: share of 1, effective sample size of the ratios: mean(ratio)^2 / mean(ratio^2)
 --   masked_share: share of tokens with weight 0
---   steps: count, optimizer steps
---   loss: nats, mean over the round's unmasked tokens
+--   steps: count, optimizer steps that were applied
+--   loss: nats, mean over the unmasked tokens of these steps
 --   opd_reverse_kl: nats, mean over steps of log p - log q on sampled tokens
 --   drift: nats, largest KL(p_0 || p_now) of a step
 --   ess: share of 1, smallest effective sample size of a step
 --   staleness: optimizer steps, largest
+--   stopped: why training ended: done | drift_fuse | age_cap
+--   closing_positions: count, cached positions on which the round's final student was looked at; see `trainings`
+--   closing_teacher_kl: nats, KL(p || q) on the teacher's top-K and one bucket for the rest
+--   closing_student_entropy: nats
+--   closing_student_mass: share of 1
+--   closing_drift: nats
+--   closing_ess: share of 1
+--   closing_topk_left: share of 1
+--   closing_opd_reverse_kl: nats
 --   evaluated: count, graded answers of the student that the round made; evaluation shows once the round is committed
 --   avg_at_k: share of 1, its right answers; mean over benchmarks
 --   pass_at_k: share of 1, its problems with a right answer among k; mean over benchmarks
@@ -48,11 +67,14 @@ SELECT run, round,
        coalesce(any_value(rollouts), 0) AS rollouts,
        any_value(mean_length) AS mean_length,
        any_value(truncation_rate) AS truncation_rate,
+       any_value(repeat_ratio) AS repeat_ratio,
        any_value(accuracy) AS accuracy,
+       any_value(reward_auroc) AS reward_auroc,
        coalesce(any_value(tokens), 0) AS tokens,
        any_value(mean_gap) AS mean_gap,
        any_value(gap_lower_decile) AS gap_lower_decile,
        any_value(positive_reward_share) AS positive_reward_share,
+       any_value(reverse_kl) AS reverse_kl,
        any_value(teacher_entropy) AS teacher_entropy,
        any_value(student_entropy) AS student_entropy,
        any_value(entropy_gap) AS entropy_gap,
@@ -64,6 +86,11 @@ SELECT run, round,
        any_value(overlap_mass_teacher) AS overlap_mass_teacher,
        any_value(overlap_token_advantage) AS overlap_token_advantage,
        any_value(train_rollout_logprob_abs_diff) AS train_rollout_logprob_abs_diff,
+       any_value(rollout_ratio) AS rollout_ratio,
+       any_value(rollout_kl) AS rollout_kl,
+       any_value(rollout_k3) AS rollout_k3,
+       any_value(rollout_chi2) AS rollout_chi2,
+       any_value(rollout_ess) AS rollout_ess,
        any_value(masked_share) AS masked_share,
        coalesce(any_value(steps), 0) AS steps,
        any_value(loss) AS loss,
@@ -71,6 +98,15 @@ SELECT run, round,
        any_value(drift) AS drift,
        any_value(ess) AS ess,
        any_value(staleness) AS staleness,
+       any_value(stopped) AS stopped,
+       any_value(closing_positions) AS closing_positions,
+       any_value(closing_teacher_kl) AS closing_teacher_kl,
+       any_value(closing_student_entropy) AS closing_student_entropy,
+       any_value(closing_student_mass) AS closing_student_mass,
+       any_value(closing_drift) AS closing_drift,
+       any_value(closing_ess) AS closing_ess,
+       any_value(closing_topk_left) AS closing_topk_left,
+       any_value(closing_opd_reverse_kl) AS closing_opd_reverse_kl,
        any_value(evaluated) AS evaluated,
        any_value(avg_at_k) AS avg_at_k,
        any_value(pass_at_k) AS pass_at_k,
@@ -83,39 +119,16 @@ SELECT run, round,
 FROM (
     SELECT run, round, committed, manifest_id FROM raw.rounds
     UNION ALL BY NAME
-    SELECT run, round,
-           count(DISTINCT prompt_id) AS prompts,
-           count(*) AS rollouts,
-           avg(len(response_tokens)) AS mean_length,
-           avg((finish_reason = 'length')::INTEGER) AS truncation_rate,
-           avg(reward) AS accuracy
-    FROM rollouts GROUP BY run, round
+    SELECT * EXCLUDE (part) FROM rollout_metrics(run)
     UNION ALL BY NAME
-    SELECT run, round,
-           count(*) AS tokens,
-           avg(gap) AS mean_gap,
-           quantile_cont(gap, 0.1) AS gap_lower_decile,
-           avg((gap > 0)::INTEGER) AS positive_reward_share,
-           avg(teacher_entropy) AS teacher_entropy,
-           avg(student_entropy) AS student_entropy,
-           avg(abs(teacher_entropy - student_entropy)) AS entropy_gap,
-           avg(teacher_mass) AS teacher_mass,
-           avg(student_mass) AS student_mass,
-           avg((teacher_rank > len(teacher_topk_ids))::INTEGER) AS not_in_topk_ratio,
-           avg(overlap_ratio(teacher_topk_ids, student_topk_ids)) AS overlap_ratio,
-           avg(overlap_mass(teacher_topk_ids, student_topk_ids, student_topk_log_probs)) AS overlap_mass_student,
-           avg(overlap_mass(teacher_topk_ids, student_topk_ids, teacher_log_probs_at_student_topk))
-               AS overlap_mass_teacher,
-           avg(overlap_token_advantage(teacher_topk_ids, student_topk_ids, student_topk_log_probs,
-                                       teacher_log_probs_at_student_topk)) AS overlap_token_advantage,
-           avg(abs(student_log_prob - rollout_log_prob)) AS train_rollout_logprob_abs_diff
-    FROM tokens GROUP BY run, round
+    SELECT * EXCLUDE (part, positions) FROM token_metrics(run)
     UNION ALL BY NAME
     SELECT run, round, avg((weight = 0)::INTEGER) AS masked_share FROM raw.mask GROUP BY run, round
     UNION ALL BY NAME
     SELECT run, round,
-           count(*) AS steps,
-           sum(loss * unmasked_tokens) / nullif(sum(unmasked_tokens), 0) AS loss,
+           count(*) FILTER (stopped IS NULL) AS steps,
+           sum(loss * unmasked_tokens) FILTER (stopped IS NULL)
+               / nullif(sum(unmasked_tokens) FILTER (stopped IS NULL), 0) AS loss,
            avg(opd_reverse_kl) AS opd_reverse_kl,
            max(drift) AS drift,
            min(ess) AS ess,
@@ -138,5 +151,9 @@ FROM (
         FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND rounds.round = 0 AND committed
         WHERE round = 0 GROUP BY run
     ) USING (run)
+    UNION ALL BY NAME
+    SELECT run, round, reward_auroc FROM reward_auroc(run)
+    UNION ALL BY NAME
+    SELECT * EXCLUDE (steps, run_steps) FROM raw.trainings
 )
 GROUP BY run, round;

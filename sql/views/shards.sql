@@ -3,7 +3,7 @@
 -- columns:
 --   run: run id
 --   round: round, from 0
---   stage: prompts | rollout | score | mask | train | evaluate
+--   stage: prompts | rollout | score | hidden | continuation | mask | train | evaluate
 --   shard: index in the stage, from 0
 --   table_name: name of its columns in storage/schemas.py
 --   key: path in the store

@@ -12,10 +12,14 @@
 --   tokens: response tokens in this step
 --   unmasked_tokens: with a weight other than 0
 --   staleness: optimizer steps between the rollouts' checkpoint and this step's start
+--   stopped: drift_fuse: this step was not applied and ended the round's training; else null
 --   drift: KL(p_0 || p_now) over the cached student top-k and its tail, nats
 --   ess: effective sample size of p_now / p_0 on the sampled tokens, share of 1
 --   student_mass: current student's mass on the teacher's top-K
 --   opd_reverse_kl: mean log p - log q on sampled tokens, nats
---   probe_tokens: positions behind drift, ess and student_mass the fixed 1/32
+--   teacher_kl: KL(p_now || q) on the teacher's top-K and one bucket for the rest, nats
+--   student_entropy: p_now's, over the whole vocabulary, nats
+--   topk_left: share of p_now's top-k that the cached student top-k lacks
+--   probe_tokens: positions behind drift to topk_left, the fixed 1/32
 CREATE VIEW steps AS
 SELECT * FROM raw.steps;

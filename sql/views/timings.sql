@@ -1,9 +1,9 @@
--- timings: how long each shard of each stage took; never hashed, different in every copy of a run.
+-- timings: how long each shard of each stage took. Never hashed, different in every copy of a run.
 -- grain: run, round, stage, shard
 -- columns:
 --   run: run id
 --   round: round, from 0
---   stage: prompts | rollout | score | mask | train | evaluate
+--   stage: prompts | rollout | score | hidden | continuation | mask | train | evaluate
 --   shard: index in the stage, from 0
 --   seconds: wall time
 --   rows: count, of the shard's file

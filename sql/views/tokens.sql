@@ -1,4 +1,4 @@
--- tokens: one row per token that the student wrote, with its scores under the round's scoring key.
+-- tokens: one row per token that the student wrote, with its scores. Under the round's scoring key.
 -- grain: run, round, rollout_id, position
 -- columns:
 --   run: run id

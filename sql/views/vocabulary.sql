@@ -1,4 +1,4 @@
--- vocabulary: the student's tokens as text, read from the run's first checkpoint when asked for.
+-- vocabulary: the student's tokens as text. Read from the run's first checkpoint when asked for.
 -- grain: run, token_id
 -- columns:
 --   run: run id

@@ -37,28 +37,58 @@ def tokenizer(texts: list[str]) -> str:
 
 
 def steps_of(number: int, count: int = 4):
-    return made.steps(count, step=[number * count + i for i in range(1, count + 1)],
-                      opd_reverse_kl=[0.5 / (1 + number + i / count) for i in range(count)])
+    left = [0.5 / (1 + number + i / count) for i in range(count)]
+    return made.steps(count, step=[number * count + i for i in range(1, count + 1)], opd_reverse_kl=left,
+                      teacher_kl=left, student_entropy=[1.2 - 0.1 * each for each in left],
+                      topk_left=[0.02 * i for i in range(count)], drift=[0.012 * i for i in range(count)],
+                      ess=[1 - 0.05 * i for i in range(count)])
+
+
+def facts_of(number: int, stopped: str = "done") -> dict:
+    """Of the train receipt."""
+    return {"steps": 4, "run_steps": 4 * number + 4, "stopped": stopped,
+            "closing": {"positions": 40, "teacher_kl": 0.5 / (2 + number), "student_entropy": 1.1, "student_mass": 0.9,
+                        "drift": 0.048, "ess": 0.8, "topk_left": 0.08, "opd_reverse_kl": 0.5 / (2 + number)}}
+
+
+def continuations_of(responses: dict[int, list[int]]) -> list:
+    """The teacher is right from any depth but the deepest, the student from none but depth 0."""
+    places = [(rollout, depth) for depth in (0, 4, 8) for rollout, response in responses.items()
+              if depth < len(response)]
+    ended = {rollout: rollout % 2 == 0 for rollout in responses}
+    return [made.continued(role, {place: [place[1] < limit, place[1] == 0] for place in places}, ended)
+            for role, limit in (("student", 1), ("teacher", 8))]
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    """Run `plain`: rounds 0 to 2 committed and graded, round 3 with scores of one of two shards."""
+    """Run `plain`: rounds 0 to 2 committed and graded, of two tasks, round 2 with continuations and with rollouts
+    whose teacher columns were reused; round 3 with scores of one of two shards."""
     folder = tmp_path_factory.mktemp("plain")
     store = open_store(folder / "store", create=True)
     made.start_run(store, folder, "plain", tokenizer(["a ", "b\n", "<|im_end|>"]))
+    first = None
     for number in range(3):
         responses = {100 * number + each: [FIRST, FIRST + 1] * each + [FIRST + 2] for each in range(1, 7)}
         size = sum(len(response) for response in responses.values())
-        scored = made.tokens(responses, teacher_log_prob=[-0.7 - (i % 7) / (number + 1) for i in range(size)])
+        tasks = {each: "sums" if each % 2 else "words" for each in responses}
+        sources = {each: first if number == 2 and each % 3 == 0 else None for each in responses}
+        of_token = [each for each, response in responses.items() for _ in response]
+        scored = made.tokens(responses, teacher_log_prob=[-0.7 - (i % 7) / (number + 1) for i in range(size)],
+                             task=[tasks[each] for each in of_token],
+                             sampling_log_prob=[-0.7 - 0.3 * (number == 1)] * size,
+                             reused_from=[sources[each] for each in of_token])
         mask = made.mask(scored, [float(i % 5 > 0) for i in range(size)], [[] if i % 5 else ["fifth"] for i in
                                                                           range(size)])
         graded = [made.graded("student", {each: [each <= number + 1] * 2 for each in range(1, 6)})]
         if number == 0:
             graded += [made.graded("start", {each: [each == 1, False] for each in range(1, 6)}),
                        made.graded("teacher", {each: [True, True] for each in range(1, 6)})]
-        round = made.commit_round(store, folder, "plain", number, [(made.rollouts(responses), scored)], [mask],
-                                  steps_of(number), graded)
+        written = made.rollouts(responses, task=list(tasks.values()), reward=[1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+        round = made.commit_round(store, folder, "plain", number, [(written, scored)], [mask], steps_of(number), graded,
+                                  continuations_of(responses) if number == 2 else [],
+                                  facts_of(number, "drift_fuse" if number == 1 else "done"))
+        first = first or round.manifest().id
         for stage, seconds in (("rollout", 2.0), ("score", 3.0), ("train", 1.0)):
             round.note_timing(stage, 0, {"seconds": seconds + number, "rows": 5, "host": "secret-host"})
     begun = {900: [FIRST, FIRST + 2]}

@@ -126,7 +126,7 @@ def test_contents_lead_to_every_section(browser, plain, tmp_path):
         links = opened.page.evaluate("[...document.querySelectorAll('nav a')].map(each => each.hash)")
         assert links == [f"#{each}" for each in opened.page.evaluate(
             "[...document.querySelectorAll('section')].map(each => each.id)")]
-        assert len(links) == 10
+        assert len(links) == 13
 
 
 def test_every_figure_says_what_to_ask_and_the_answer_exists(browser, plain, tmp_path):

@@ -163,6 +163,56 @@ def test_the_warning_line_of_lsm_is_drawn_for_lsm_only(plain, tmp_path):
     assert "LSM learns little below 0.85" in section(page, "distance")
 
 
+# --- metrics of a round ---
+
+
+def test_why_training_ended_stands_beside_how_its_student_does(plain, tmp_path):
+    """KL at the end .5 / (2 + round); the drift fuse ended round 1."""
+    page, text = texts(plain, "plain", tmp_path)
+    assert "| 1 | 4 | drift fuse | 0.1667 | 0.1667 | 1.100 | 0.900 | 8.0 % | 0.0480 | 0.800 |" in text
+    assert "| 2 | 4 | all data used | 0.1250 |" in text
+    assert section(page, "training").count("after the round") == 5
+    numbers = texts(plain, "plain", tmp_path, 1)[1]
+    assert re.search(r"\| stopped \| drift\\_fuse \| done \|", numbers)
+
+
+def test_health_names_what_is_out_of_bounds(plain, tmp_path):
+    """Round 1 samples at e^-1 = .37 where the scorer has .5: KL -.307. Not LSM: no verdict on the student's mass."""
+    page, text = texts(plain, "plain", tmp_path)
+    assert "| 1 | 1.359 ✓ | −0.307 ✗ | 1.000 ✓ | 0.850 ✓ |" in text
+    assert "health, round 3" in page and "3 of 3" in page and "student_mass (" not in section(page, "health")
+    page, text = texts(plain, "plain", tmp_path, 1)
+    assert re.search(r"\| rollout\\_kl \| −0.307 \| −0.1 to 0.1 \| ✗ \|", text)
+    assert '<p class="value">3 of 4</p><p class="note">rollout_kl out of bounds</p>' in page
+
+
+def test_tasks_are_set_side_by_side_where_there_are_several(plain, tmp_path):
+    """Of six rollouts two thirds of `sums` are right and one third of `words`."""
+    for asked in (None, 2):
+        text = texts(plain, "plain", tmp_path, asked)[1]
+        assert re.search(r"\| sums \| 3 \| 21 \| 66.7 % \| 1.00 \|", text), asked
+        assert re.search(r"\| words \| 3 \| 27 \| 33.3 % \| 0.50 \|", text), asked
+    assert 'id="tasks"' not in texts(plain, "plain", tmp_path, 3)[0]
+
+
+def test_the_depth_curve_is_of_the_last_round_that_has_one(plain, tmp_path):
+    page, text = texts(plain, "plain", tmp_path)
+    assert "rollouts of round 2 were cut" in page and section(page, "depth").count("<svg") == 2
+    assert "| math | 4 | 5 | 0.0 % (0.0 to 43.4) | 50.0 % (17.0 to 83.0) | 50.0 % |" in text
+    assert 'id="depth"' not in texts(plain, "plain", tmp_path, 1)[0]
+
+
+def test_reused_teacher_columns_are_told_with_their_source(plain, tmp_path):
+    assert "| 2 | 2 | 4 | 33.3 % | 12 | round 0 (2) |" in texts(plain, "plain", tmp_path)[1]
+    assert "payload_reuse" not in texts(plain, "plain", tmp_path, 1)[0]
+
+
+def test_repetition_stands_with_the_lengths(plain, tmp_path):
+    """Responses a b a b ... of 3, 5, 7, 9, 11, 13 tokens: 0, 0, 2 of 5, 4 of 7, 6 of 9, 8 of 11 3-grams come again."""
+    share = 100 * (2 / 5 + 4 / 7 + 6 / 9 + 8 / 11) / 6
+    assert f"| 2 | 6 | 3 | 4 | 8 | 8.0 | 12 | 13 | 0.0 % | {share:.1f} % |" in texts(plain, "plain", tmp_path, 2)[1]
+
+
 def test_hosts_and_host_paths_do_not_appear(plain, tmp_path):
     for page in texts(plain, "plain", tmp_path):
         assert "secret-host" not in page and str(plain.root) not in page and str(tmp_path) not in page

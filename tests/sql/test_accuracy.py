@@ -86,8 +86,11 @@ def test_the_report_lists_start_rounds_and_teacher_in_this_order(graded):
     from storage.sqlfiles import load
 
     rows = ask(graded, load("reports", "accuracy_by_round").text)
-    assert [(row["role"], row["round"]) for row in rows if (row["run"], row["task"]) == ("made", "sums")] == [
+    shown = [row for row in rows if (row["run"], row["task"]) == ("made", "sums")]
+    assert [(row["role"], row["round"]) for row in shown] == [
         ("start", 0), ("student", 0), ("student", 1), ("student", 2), ("teacher", 0)]
+    assert [row["gap_recovery"] for row in shown] == [0.0, 0.0, 1.0, 0.0, 1.0]  # (3/8 - 3/8) / (1 - 3/8), ...
+    assert {row["gap_recovery"] for row in rows if row["run"] in ("level", "worse")} == {None}
 
 
 def test_the_checkpoint_of_an_answer_is_that_of_its_model(graded):

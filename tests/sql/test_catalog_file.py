@@ -212,6 +212,8 @@ def test_it_can_be_attached_under_another_name(file):
         connection.execute(f"ATTACH '{file}' AS cache (READ_ONLY)")
         assert connection.sql("SELECT count(*) FROM cache.tokens").fetchall() == [(16,)]
         assert connection.sql("SELECT count(*) FROM cache.masked_by_reason").fetchall() == [(6,)]
+        assert connection.sql("SELECT count(*), count(reward_auroc), sum(tokens) FROM cache.task_metrics"
+                              ).fetchall() == [(4, 0, 16)]
         connection.execute("USE cache")
         assert connection.sql("SELECT overlap_ratio([1, 2], [2, 9])").fetchall() == [(0.5,)]
 

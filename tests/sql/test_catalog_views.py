@@ -24,6 +24,14 @@ TOKENS = PLACE + [
     "student_log_tail", "teacher_topk_ids", "teacher_topk_log_probs", "student_topk_ids", "student_topk_log_probs",
     "teacher_log_probs_at_student_topk", "student_log_probs_at_teacher_topk", "reused_from", "gap", "teacher_mass",
     "student_mass"]
+CLOSING = ["closing_positions", "closing_teacher_kl", "closing_student_entropy", "closing_student_mass",
+           "closing_drift", "closing_ess", "closing_topk_left", "closing_opd_reverse_kl"]
+OF_ROLLOUTS = ["prompts", "rollouts", "mean_length", "truncation_rate", "repeat_ratio", "accuracy"]
+OF_TOKENS = [
+    "tokens", "mean_gap", "gap_lower_decile", "positive_reward_share", "reverse_kl", "teacher_entropy",
+    "student_entropy", "entropy_gap", "teacher_mass", "student_mass", "not_in_topk_ratio", "overlap_ratio",
+    "overlap_mass_student", "overlap_mass_teacher", "overlap_token_advantage", "train_rollout_logprob_abs_diff",
+    "rollout_ratio", "rollout_kl", "rollout_k3", "rollout_chi2", "rollout_ess"]
 FROZEN = {
     "rollouts": ROLLOUTS,
     "tokens": TOKENS,
@@ -32,7 +40,12 @@ FROZEN = {
                      "teacher_topk_log_prob", "student_log_prob_at_teacher_topk", "student_topk_id",
                      "student_topk_log_prob", "teacher_log_prob_at_student_topk"],
     "steps": PLACE + ["step", "step_in_round", "loss", "learning_rate", "grad_norm", "rollouts", "tokens",
-                      "unmasked_tokens", "staleness", "drift", "ess", "student_mass", "opd_reverse_kl", "probe_tokens"],
+                      "unmasked_tokens", "staleness", "stopped", "drift", "ess", "student_mass", "opd_reverse_kl",
+                      "teacher_kl", "student_entropy", "topk_left", "probe_tokens"],
+    "trainings": PLACE + ["steps", "run_steps", "stopped"] + CLOSING,
+    "continuations": PLACE + ["rollout_id", "prompt_id", "task", "depth", "role", "sample", "model", "response_text",
+                              "response_tokens", "finish_reason", "correct", "verdict_reason", "prefix_correct",
+                              "seed"],
     "evaluations": PLACE + ["prompt_id", "sample", "task", "data_source", "messages", "model", "role", "response_text",
                             "response_tokens", "finish_reason", "answer", "ground_truth", "correct", "verdict_reason",
                             "seed", "checkpoint"],
@@ -41,13 +54,11 @@ FROZEN = {
     "shards": PLACE + ["stage", "shard", "table_name", "key", "rows", "size_bytes", "sha256", "committed"],
     "timings": PLACE + ["stage", "shard", "seconds", "rows", "rows_per_second", "host", "details"],
     "vocabulary": ["run", "token_id", "token_text"],
-    "rounds": PLACE + [
-        "committed", "manifest_id", "prompts", "rollouts", "mean_length", "truncation_rate", "accuracy", "tokens",
-        "mean_gap", "gap_lower_decile", "positive_reward_share", "teacher_entropy", "student_entropy", "entropy_gap",
-        "teacher_mass", "student_mass", "not_in_topk_ratio", "overlap_ratio", "overlap_mass_student",
-        "overlap_mass_teacher", "overlap_token_advantage", "train_rollout_logprob_abs_diff", "masked_share", "steps",
-        "loss", "opd_reverse_kl", "drift", "ess", "staleness", "evaluated", "avg_at_k", "pass_at_k",
-        "evaluation_truncation_rate", "start_avg_at_k", "teacher_avg_at_k", "gap_recovery"],
+    "rounds": [*PLACE, "committed", "manifest_id", *OF_ROLLOUTS, "reward_auroc", *OF_TOKENS, "masked_share", "steps",
+               "loss", "opd_reverse_kl", "drift", "ess", "staleness", "stopped", *CLOSING, "evaluated", "avg_at_k",
+               "pass_at_k", "evaluation_truncation_rate", "start_avg_at_k", "teacher_avg_at_k", "gap_recovery"],
+    "task_metrics": [*PLACE, "task", *OF_ROLLOUTS, "reward_auroc", *OF_TOKENS],
+    "position_metrics": [*PLACE, "first_position", "positions", "rollouts", "reward_auroc", *OF_TOKENS],
 }
 
 
@@ -139,6 +150,7 @@ def test_topk_has_one_row_per_position_and_rank(two_rounds):
 def test_a_round_is_described_as_computed_by_hand(two_rounds):
     """Overlaps of the five positions: 2, 1, 2, 0, 2 of 2; masses .75, .5, .75, 0, .75, the teacher's second being .25.
 
+    Reverse KL 1/2 ln 2 - 1/4 ln 2, the rests being alike.
     Advantage on {5, 101}: p- (2/3, 1/3), q- (1/3, 2/3): (2/3 ln 1/2 + 1/3 ln 2) / 2 = -ln 2 / 6; on one token: 0.
     """
     row = ask(two_rounds, "SELECT * FROM rounds WHERE round = 0")[0]
@@ -147,7 +159,8 @@ def test_a_round_is_described_as_computed_by_hand(two_rounds):
         "mean_gap": -0.85, "gap_lower_decile": -2.1, "positive_reward_share": 0.2, "teacher_entropy": 2.0,
         "student_entropy": 1.1, "entropy_gap": 1.5, "teacher_mass": 15 / 16, "student_mass": 0.5,
         "not_in_topk_ratio": 0.4, "overlap_ratio": 0.7, "overlap_mass_student": 0.55, "overlap_mass_teacher": 0.5,
-        "overlap_token_advantage": -LN2 / 6 * 3 / 4, "train_rollout_logprob_abs_diff": 0.25, "masked_share": 0.4,
+        "overlap_token_advantage": -LN2 / 6 * 3 / 4, "reverse_kl": LN2 / 4, "repeat_ratio": 0.0,
+        "train_rollout_logprob_abs_diff": 0.25, "masked_share": 0.4,
         "steps": 2, "loss": 2.0, "opd_reverse_kl": 0.1, "drift": 0.2, "ess": 0.7, "staleness": 1,
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)

@@ -163,4 +163,4 @@ def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path, name):
 
 
 def test_every_table_has_a_relation():
-    assert set(TABLES) == {"prompts", "rollouts", "tokens", "mask", "steps", "evaluation"}
+    assert set(TABLES) == {"prompts", "rollouts", "tokens", "hidden", "continuation", "mask", "steps", "evaluation"}

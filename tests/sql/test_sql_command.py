@@ -270,7 +270,7 @@ def test_the_list_names_every_file_that_can_be_asked(capsys, monkeypatch, tmp_pa
     main(["sql", "--list"])
     printed = capsys.readouterr().out
     assert {name for _, name in ASKED} <= {line.split()[0] for line in printed.splitlines() if line.startswith("  ")}
-    assert "  rollouts       what the student wrote\n" in printed
+    assert "  rollouts          what the student wrote\n" in printed
     main(["sql"])
     assert capsys.readouterr().out == printed
     main(["sql", "--list", "--json"])

@@ -1,0 +1,21 @@
+-- continuations: what student and teacher wrote when they went on from cut rollouts.
+-- grain: run, round, rollout_id, depth, role, sample
+-- columns:
+--   run: run id
+--   round: round, from 0
+--   rollout_id: rollouts.rollout_id
+--   prompt_id: prompts.prompt_id
+--   task: prompts.task
+--   depth: response tokens of the rollout that were kept as a prefix
+--   role: student (which wrote the rollout) | teacher: who went on from there
+--   sample: from 0, within rollout, depth and role
+--   model: sha256 fingerprint of who went on
+--   response_text: decoded view of the continuation, without the prefix
+--   response_tokens: count, of the continuation
+--   finish_reason: stop | length
+--   correct: verdict on prefix and continuation together
+--   verdict_reason: why
+--   prefix_correct: verdict on the rollout as the student ended it
+--   seed: of this sample
+CREATE VIEW continuations AS
+SELECT * FROM raw.continuation;
