@@ -9,7 +9,7 @@ from pipeline.report.text import MISSING, number
 _FOR_LSM = "student_mass"
 """A figure that matters to losses renormalised on the teacher's top-K."""
 _MEANINGS = {"rollout_ratio": "mean of student probability / sampled one",
-             "rollout_kl": "KL of the sampled density from the student, nats",
+             "rollout_kl": "KL of the rollout engine from the scorer, nats",
              "rollout_ess": "effective sample size of these ratios", "ess": "smallest of a training step",
              "student_mass": "student's mass on the teacher's top-K"}
 
@@ -25,7 +25,7 @@ def health_section(source: Source) -> Section:
     if not rows:
         return Section("health", "Health", "", [Note("No figures yet: the score stage has not finished a shard here.")])
     table = by_figure(source, rows) if source.number is not None else by_round(source, rows)
-    return Section("health", "Health", "Far from what was sampled, the scores belong to another model than the one "
+    return Section("health", "Health", "Far from the engine that wrote, the scores belong to another model than the one "
                    "that wrote; a small effective sample size says that few tokens carry the gradient.", [table])
 
 

@@ -1,4 +1,4 @@
--- sampled_ratio(log_p, log_mu): p / mu of a sampled token, mu being the density that it was drawn from.
+-- sampled_ratio(log_p, log_mu): p / mu of a sampled token.
 -- grain: scalar
 -- columns:
 --   log_p: nats

@@ -26,11 +26,11 @@ SELECT run, round, divided_by AS part,
                                    teacher_log_probs_at_student_topk)) AS overlap_token_advantage,
        avg(abs(student_log_prob - rollout_log_prob)) AS train_rollout_logprob_abs_diff,
        avg(ratio) AS rollout_ratio,
-       avg(sampling_log_prob::DOUBLE - student_log_prob::DOUBLE) AS rollout_kl,
-       avg(ratio - 1 - (student_log_prob::DOUBLE - sampling_log_prob::DOUBLE)) AS rollout_k3,
+       avg(rollout_log_prob::DOUBLE - student_log_prob::DOUBLE) AS rollout_kl,
+       avg(ratio - 1 - (student_log_prob::DOUBLE - rollout_log_prob::DOUBLE)) AS rollout_k3,
        avg(ratio * ratio) - 1 AS rollout_chi2,
        avg(ratio) * avg(ratio) / avg(ratio * ratio) AS rollout_ess
-FROM (SELECT *, teacher_log_prob - student_log_prob AS gap, sampled_ratio(student_log_prob, sampling_log_prob) AS ratio
+FROM (SELECT *, teacher_log_prob - student_log_prob AS gap, sampled_ratio(student_log_prob, rollout_log_prob) AS ratio
       FROM raw.tokens)
 LEFT JOIN bucket_widths() USING (run, round)
 GROUP BY run, round, part;

@@ -1,4 +1,4 @@
--- health: which of each round's figures lie where they should. The scorer's student against what was sampled:
+-- health: which of each round's figures lie where they should. The scorer's student against the engine that wrote:
 -- rollout_ratio, rollout_kl, rollout_ess. The smallest ess of a training step. And student_mass: below .85 a loss that
 -- is renormalised on the teacher's top-K barely learns; other losses do without.
 -- grain: run, round, figure

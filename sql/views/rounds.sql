@@ -31,10 +31,10 @@
 --   overlap_mass_teacher: share of 1, mean mass of the teacher on S^p & S^q; on the grid, 1 may read 1.0002
 --   overlap_token_advantage: nats, mean over S^p & S^q of p-(log q- - log p-), renormalised there
 --   train_rollout_logprob_abs_diff: nats, mean of |student_log_prob - rollout_log_prob|
---   rollout_ratio: mean of student probability / sampled one; sampled is sampling_log_prob, after temperature and top-p
---   rollout_kl: nats, mean of sampling_log_prob - student_log_prob: KL of the sampled density from the student
+--   rollout_ratio: mean of student probability / the rollout engine's, both raw: 1 where scorer and engine agree
+--   rollout_kl: nats, mean of rollout_log_prob - student_log_prob: KL of the engine's density from the scorer's
 --   rollout_k3: nats, mean of ratio - 1 - log ratio, which is never negative
---   rollout_chi2: mean of ratio^2, less 1; below 0 where top-p left out mass
+--   rollout_chi2: mean of ratio^2, less 1
 --   rollout_ess: share of 1, effective sample size of the ratios: mean(ratio)^2 / mean(ratio^2)
 --   masked_share: share of tokens with weight 0
 --   steps: count, optimizer steps that were applied

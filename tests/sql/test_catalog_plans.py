@@ -97,7 +97,7 @@ ALWAYS = {"filename", "task", "position", "rollout_id", "student_log_prob", "tea
 
 @pytest.mark.parametrize("view", ["rounds", "task_metrics", "position_metrics"])
 @pytest.mark.parametrize("column, read", [
-    ("mean_gap", set()), ("teacher_mass", {"teacher_log_tail"}), ("rollout_ess", {"sampling_log_prob"}),
+    ("mean_gap", set()), ("teacher_mass", {"teacher_log_tail"}), ("rollout_ess", {"rollout_log_prob"}),
     ("overlap_ratio", {"teacher_topk_ids", "student_topk_ids"}),
     ("reverse_kl", {"student_topk_log_probs", "teacher_log_probs_at_student_topk"})])
 def test_metrics_read_lists_only_where_a_column_needs_them(many, view, column, read):

@@ -28,7 +28,7 @@ def round_of(store, folder, run, tasks):
     scored = made.tokens(RESPONSES, task=of_token, student_log_prob=[-1.0] * count,
                          teacher_log_prob=[gap - 1 for gap in GAPS],
                          student_entropy=[position % 3 / 2 for position in range(count)],
-                         sampling_log_prob=[-1.0 - LN2, -1.0 + LN2] * (count // 2) + [-1.0] * (count % 2))
+                         rollout_log_prob=[-1.0 - LN2, -1.0 + LN2] * (count // 2) + [-1.0] * (count % 2))
     written = made.rollouts(RESPONSES, task=tasks, reward=REWARDS, prompt_id=[7, 7, 7, 8, 8],
                             finish_reason=["length", "stop", "stop", "length", "stop"])
     stopped = made.steps(3, loss=[1.0, 4.0, 99.0], unmasked_tokens=[2, 1, 8], drift=[0.0, 0.02, 0.06],
@@ -45,7 +45,7 @@ def asked(tmp_path_factory):
     round_of(store, folder, "one", ["math"] * 5)
     made.start_run(store, folder, "odd")
     far = {1: [5], 2: [6], 3: [7]}
-    scored = made.tokens(far, student_log_prob=[-1.0] * 3, sampling_log_prob=[-31.0, -1.0, -1.0])
+    scored = made.tokens(far, student_log_prob=[-1.0] * 3, rollout_log_prob=[-31.0, -1.0, -1.0])
     made.begin_round(store, "odd", 0, [(made.rollouts(far), scored)])
     first = take_snapshot(store, "two").manifest("two", 0).id
     taken = {1: [5, 6], 2: [7], 3: [8], 4: [9]}
@@ -84,7 +84,7 @@ def test_the_auroc_of_a_task_is_over_its_own_rollouts_and_null_with_one_class(as
     assert [tuple(row.values()) for row in rows] == [("code", None), ("math", 0.25)]
 
 
-def test_ratios_are_of_the_density_that_was_sampled(asked):
+def test_ratios_are_of_the_scorers_and_the_engines_probability(asked):
     """Ratios 2 and 1/2, seven pairs, and a 1: n 15. k3 of a pair is 1 - ln 2 + ln 2 - 1/2, and 0 of the last."""
     row = only(asked("SELECT rollout_ratio, rollout_kl, rollout_k3, rollout_chi2, rollout_ess FROM rounds "
                      "WHERE run = 'two' AND round = 0"))
@@ -93,9 +93,9 @@ def test_ratios_are_of_the_density_that_was_sampled(asked):
                                  "rollout_chi2": square - 1, "rollout_ess": ratio ** 2 / square}, abs=1e-6)
 
 
-def test_k3_and_kl_of_a_student_that_doubles_what_was_sampled():
-    """Every ratio is 2: k3 2 - 1 - ln 2, KL of the sampled density from the student -ln 2."""
-    doubled = made.tokens({1: [5, 6]}, student_log_prob=[-1.0] * 2, sampling_log_prob=[-1.0 - LN2] * 2)
+def test_k3_and_kl_of_a_scorer_that_doubles_the_engines_probability():
+    """Every ratio is 2: k3 2 - 1 - ln 2, KL of the engine's density from the scorer's -ln 2."""
+    doubled = made.tokens({1: [5, 6]}, student_log_prob=[-1.0] * 2, rollout_log_prob=[-1.0 - LN2] * 2)
     connection = catalog.connect_tables({"tokens": doubled})
     row = only(catalog.run_select(connection, "SELECT rollout_k3, rollout_kl FROM token_metrics(run)").to_pylist())
     assert row == pytest.approx({"rollout_k3": 1 - LN2, "rollout_kl": -LN2}, abs=1e-6)
@@ -213,7 +213,7 @@ def test_health_has_its_limits_where_they_are_written(tmp_path):
     store = open_store(tmp_path / "store", create=True)
     for place, (log_ratio, _, _) in enumerate(LIMITS):
         made.start_run(store, tmp_path, f"run{place}")
-        scored = made.tokens({1: [5]}, student_log_prob=[-1.0 + log_ratio], sampling_log_prob=[-1.0])
+        scored = made.tokens({1: [5]}, student_log_prob=[-1.0 + log_ratio], rollout_log_prob=[-1.0])
         made.begin_round(store, f"run{place}", 0, [(made.rollouts({1: [5]}), scored)])
     connection = catalog.connect(store, take_snapshot(store, in_progress=True))
     rows = catalog.query(connection, sqlfiles.load("reports", "health").text).to_pylist()
