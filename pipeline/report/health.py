@@ -8,7 +8,7 @@ from pipeline.report.text import MISSING, number
 
 _FOR_LSM = "student_mass"
 """A figure that matters to losses renormalised on the teacher's top-K."""
-_MEANINGS = {"rollout_ratio": "mean of student probability / sampled one",
+_MEANINGS = {"rollout_ratio": "mean of the scorer's probability / the engine's",
              "rollout_kl": "KL of the rollout engine from the scorer, nats",
              "rollout_ess": "effective sample size of these ratios", "ess": "smallest of a training step",
              "student_mass": "student's mass on the teacher's top-K"}
@@ -25,8 +25,7 @@ def health_section(source: Source) -> Section:
     if not rows:
         return Section("health", "Health", "", [Note("No figures yet: the score stage has not finished a shard here.")])
     table = by_figure(source, rows) if source.number is not None else by_round(source, rows)
-    return Section("health", "Health", "Far from the engine that wrote, the scores belong to another model than the one "
-                   "that wrote; a small effective sample size says that few tokens carry the gradient.", [table])
+    return Section("health", "Health", "Far from the engine that wrote, the scores are another model's; a small effective sample size says that few tokens carry the gradient.", [table])
 
 
 def by_figure(source: Source, rows: Rows) -> Table:

@@ -38,6 +38,10 @@ COMPOSED = [
     {"type": "dense", "support": support, "divergence": "reverse_kl", "outside": outside, "stop_gradient": True}
     for support in ("teacher_top_k", "union", "intersection") for outside in ("renormalise", "tail_bucket", "truncate")
 ] + [
+    {"type": "dense", "support": support, "divergence": "reverse_kl", "outside": outside, "k": k} for k in (2, 4)
+    for support in ("student_top_k", "union", "intersection", "symmetric_difference")
+    for outside in ("renormalise", "tail_bucket", "truncate")
+] + [
     {"type": "dense", "support": "union", "divergence": "jsd", "outside": "tail_bucket", "beta": 0.8, "k": 3},
     {"type": "dense", "support": "student_top_k", "divergence": "skewed", "outside": "renormalise", "alpha": 0.4},
 ]
@@ -65,6 +69,7 @@ SHAPES = {
     "sure models": {"sharpness": 9.0},
     "stale rollouts": {"drift": 4.0, "positions": 12, "rollouts": 3},
     "ratios beyond e^20": {"drift": 30.0, "positions": 12},
+    "alike": {"agreement": 0.97},
     "disjoint lists": {"agreement": -0.9, "stored_teacher": 4, "stored_student": 3},
     "whole vocabulary stored": {"vocab": 12, "stored_teacher": 12, "stored_student": 12},
 }
@@ -118,7 +123,7 @@ def test_a_preset_is_its_formula(config):
 
 @pytest.mark.parametrize("config", COMPOSED, ids=named)
 def test_a_composition_is_its_formula(config):
-    for shape in ("plain", "ties", "disjoint lists", "whole vocabulary stored"):
+    for shape in ("plain", "ties", "disjoint lists", "alike", "whole vocabulary stored"):
         states = draw(23, **SHAPES[shape])
         if fits(config, states):
             assert_as_the_oracle(states, config)
@@ -163,6 +168,24 @@ def test_an_id_that_the_teacher_cannot_write_costs_100_nats(config):
     assert expected_N.max() > 5
     torch.testing.assert_close(loss_N, expected_N, rtol=TOLERANCE, atol=TOLERANCE)
     torch.testing.assert_close(gradient_NV, expected_NV, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("support", ["teacher_top_k", "student_top_k", "union", "intersection"])
+def test_lists_on_the_grid_move_a_loss_by_half_a_step(support):
+    """Log-probs in lists are multiples of 1/32 nat. Where the rest of the mass is what the list leaves of 1, a sure
+    teacher's rounded list may hold more than 1."""
+    states = draw(1, vocab=1000, positions=100, stored_teacher=32, stored_student=16, sharpness=9.0, agreement=0.95,
+                  masked=False)
+    config = {"type": "dense", "support": support, "divergence": "reverse_kl", "outside": "tail_bucket"}
+    exact = cache(states)
+    lists = ("teacher_topk_log_probs_NK", "student_topk_log_probs_Nk", "teacher_at_student_Nk")
+    rounded = replace(exact, **{name: (32 * getattr(exact, name)).round() / 32 for name in lists})
+    assert (rounded.teacher_topk_log_probs_NK.exp().sum(1) > 1).any()
+    objective = build(section(config), "token_mean")
+    loss_N = objective.loss(rounded, student_logits(states.student_NV, objective.support(rounded)))
+    expected_N, _ = presets.loss_and_gradient(states, config)
+    assert (loss_N - expected_N).abs().mean() < 1 / 64
+    assert (loss_N - expected_N).abs().max() < 1 / 16
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
