@@ -189,10 +189,11 @@ def test_lists_on_the_grid_move_a_loss_by_half_a_step(support):
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("rollouts", [3, 8])
 @pytest.mark.parametrize("config", [{"type": "teacher_topk_lsm"}, {"type": "sampled_token", "gamma": 0.9}], ids=named)
-def test_a_step_is_the_reduction_of_its_positions_however_they_are_cut_into_micro_batches(config, reduction):
+def test_a_step_is_the_reduction_of_its_positions_however_it_is_cut(config, rollouts, reduction):
     """Masked positions weigh nothing, are not counted, and still take up time: gamma sees the gap they leave."""
-    states = draw(5, positions=13, rollouts=3)
+    states = draw(5, positions=13, rollouts=rollouts)
     expected = presets.step_loss(states, config, reduction)
     objective, batch, loss_N, _ = product(states, config, reduction)
     whole = (objective.factors(batch) * loss_N).sum() / objective.units(batch)
