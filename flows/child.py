@@ -92,8 +92,9 @@ class Child:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)
         self._pipe, theirs = server.Pipe()
-        self._process = server.Process(target=_serve, args=(theirs,))
-        self._process.start()
+        process = server.Process(target=_serve, args=(theirs,))
+        process.start()
+        self._process = process  # not before: one that Ctrl-C kept from starting cannot be joined
         theirs.close()
 
     def _await(self, on_progress: OnProgress) -> tuple[str, object]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from flows.child import Child, OnProgress
 from flows.local import distill_round, play_shards
-from pipeline.replay.branch import requested
+from pipeline.replay.branch import requested, source_round
 from pipeline.replay.request import Request
 from storage.objects import open_store
 from storage.rounds import Round
@@ -44,5 +44,6 @@ def rescore(store: str, request: Request, progress_for: ProgressFor) -> dict:
 
 def check(store: str, run: str, number: int, progress_for: ProgressFor) -> dict:
     """Repeat a committed round and compare."""
+    source_round(open_store(store), Request(run, number))
     with Child() as child:
         return child.call("check", progress_for(f"{run} round {number} again"), store=store, run=run, number=number)

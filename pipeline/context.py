@@ -31,6 +31,12 @@ class RoundContext:
     notes: dict = field(default_factory=dict)
     """What a stage wants in its shard's timings: facts of this execution, which no hash covers."""
 
+    @property
+    def prompt_seed(self) -> int:
+        """Decides prompts and rollouts: the config's seed, in a branch that of the run it comes from, whose prompts it
+        goes on with. The order of training has the config's own."""
+        return (self.document["branch"] or {}).get("prompt_seed", self.config.seed)
+
 
 def open_context(store_url: str, run: str, number: int, progress: Progress = silent) -> RoundContext:
     """Open round `number` of `run`.

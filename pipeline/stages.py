@@ -43,8 +43,11 @@ def check_round(round: Round) -> None:
 
 
 def plan(context: RoundContext) -> None:
-    """Write the round's plan, unless it is there."""
-    if not context.round.planned():
+    """Write the round's plan, unless it is there. A branch's first round has its parent's."""
+    branch = context.document["branch"]
+    if branch and branch["round"] == context.number:
+        importlib.import_module("pipeline.replay.branch").complete(context)
+    elif not context.round.planned():
         importlib.import_module("pipeline.prompts.stage").plan_round(context)
 
 

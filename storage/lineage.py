@@ -34,7 +34,8 @@ def lineage(store: ObjectStore, checkpoint: str | Path) -> dict[str, Any]:
     chain = list(_chain(store, run, number - 1))
     first = chain[-1] if chain else None
     base = first.checkpoint_in if first else files
-    runs = list(dict.fromkeys([run, *(manifest.run for manifest in chain)]))
+    shared = (file.key.partition("/")[0].removeprefix("run=") for manifest in chain for file in manifest.files)
+    runs = list(dict.fromkeys([run, *(manifest.run for manifest in chain), *shared]))
     return {"checkpoint": files.prefix, "fingerprint": files.fingerprint,
             "also": [place.prefix for _, _, place in places[1:]],
             "rounds": [_describe_round(store, manifest) for manifest in chain],

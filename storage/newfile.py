@@ -90,3 +90,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, verb: str) -> None:
+    """Make a folder for what `verb` writes. Raises UserError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{verb}: cannot write to {folder} ({error.strerror}): name another folder with --out") \
+            from error

@@ -13,7 +13,7 @@ from storage.vocabulary import vocabulary
 _STAGE_OF_TABLE = {"prompts": "prompts", "rollouts": "rollout", "tokens": "score", "hidden": "hidden",
                    "continuation": "continuation", "mask": "mask", "steps": "train", "evaluation": "evaluate"}
 _ROUNDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("committed", pa.bool_()),
-                     ("manifest_id", pa.string())])
+                     ("manifest_id", pa.string()), ("owner", pa.string())])
 _SHARDS = pa.schema([("run", pa.string()), ("round", pa.int32()), ("stage", pa.string()), ("shard", pa.int32()),
                      ("table_name", pa.string()), ("key", pa.string()), ("rows", pa.int64()),
                      ("size_bytes", pa.int64()), ("sha256", pa.string()), ("committed", pa.bool_())])
@@ -32,7 +32,8 @@ def _rounds(snapshot: Snapshot) -> pa.Table:
     manifests = [(run, number, snapshot.manifest(run, number)) for run, number, _ in snapshot.rounds()]
     return pa.Table.from_pylist(
         [{"run": run, "round": number, "committed": manifest is not None,
-          "manifest_id": manifest.id if manifest else None} for run, number, manifest in manifests], _ROUNDS)
+          "manifest_id": manifest.id if manifest else None, "owner": manifest.run if manifest else run}
+         for run, number, manifest in manifests], _ROUNDS)
 
 
 def _shards(snapshot: Snapshot) -> pa.Table:

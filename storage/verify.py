@@ -42,12 +42,13 @@ class Finding:
 
 
 def verify(store: ObjectStore, run: str | None = None) -> list[Finding]:
-    """Check `run`, or everything. Returns what is wrong, nothing if all is as it was committed."""
+    """Check `run` with the runs that it branched off, or everything. Returns what is wrong, nothing if all is as it was
+    committed."""
     folders = [name for name in store.folders() if name.startswith("run=")]
     if run is not None:
         if layout.run_prefix(run).rstrip("/") not in folders:
             raise UserError(f"run {run} is not in the store {store.url}: `opd verify` without --run checks all runs")
-        folders = [f"run={run}"]
+        folders = [f"run={each}" for each in _family(store, run)]
     findings: list[Finding] = []
     whole: set[tuple[str, str]] = set()
     for folder in folders:
@@ -57,6 +58,19 @@ def verify(store: ObjectStore, run: str | None = None) -> list[Finding]:
         else:
             findings.append(Finding(folder, "unclean", "is not the folder of a run: its name is not clean"))
     return findings
+
+
+def _family(store: ObjectStore, run: str) -> list[str]:
+    """A run and those that it has its first rounds from, as far as run.json can be read."""
+    family = [run]
+    while True:
+        try:
+            branch = read_run(store, family[-1]).get("branch")
+        except (IntegrityError, MissingObject):  # which the check of that run tells
+            return family
+        if not branch or branch["run"] in family:
+            return family
+        family.append(branch["run"])
 
 
 class _Round:

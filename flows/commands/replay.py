@@ -28,7 +28,7 @@ def add(verbs) -> None:
     parser.add_argument("--no-evaluation", action="store_true", help="do not grade the new student")
     parser.add_argument("--check", action="store_true", help="repeat the round as it was and compare every byte")
     parser.add_argument("--sweep", nargs="?", const="", metavar="PRESETS",
-                        help="replay under many presets: a,b,c or none for all")
+                        help="replay under many presets, a,b,c; without a value: under all that fit")
     parser.add_argument("--seeds", default="", metavar="S,S", help="with --sweep: seeds (default: the run's)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="with --sweep: folder of its table and plot "
                                                                  "(default: %(default)s)")
@@ -104,12 +104,18 @@ def sweep(arguments) -> int:
     """Play every branch of the sweep, then the table and the plot."""
     from flows.progress import ProgressBars
     from flows.replaying import replay
+    from pipeline.replay.branch import requested, source_round
     from pipeline.replay.sweep import requests
+    from storage.newfile import make_folder
     from storage.objects import open_store
 
     store = open_store(arguments.store)
+    source_round(store, request_of(arguments))
     asked = list(requests(store, arguments.store, request_of(arguments), _listed(arguments.sweep),
                           _seeds(arguments, store)))
+    for _, _, request in asked:
+        requested(arguments.store, request)
+    make_folder(arguments.out, "sweep")
     with ProgressBars() as bars:
         made = [(preset, seed, replay(arguments.store, request, bars.bar)["run"]) for preset, seed, request in asked]
     print_rows(arguments, made, write=True)
@@ -161,3 +167,7 @@ def _refuse_contradictions(arguments) -> None:
         raise UserError("replay --seeds is of a --sweep: for one seed use --seed")
     if arguments.sweep is not None and arguments.seed is not None:
         raise UserError("replay --sweep takes --seeds, not --seed")
+    swept = next((each for each in arguments.set if each.partition("=")[0].strip() in ("seed", "objective.type")), None)
+    if arguments.sweep is not None and swept:
+        raise UserError(f"replay --sweep --set {swept}: presets and seeds are what is swept: name them with --sweep "
+                        "and --seeds")

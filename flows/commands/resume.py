@@ -8,7 +8,8 @@ from storage.errors import MissingObject, UserError
 
 
 def add(verbs) -> None:
-    parser = verb(verbs, "continue", run, "Go on with a run or a branch of the store, without its config file.")
+    parser = verb(verbs, "continue", run, "Go on with a run or a branch of the store, without its config file.",
+                  epilog="Trackers are no part of a stored config: `opd track` shows the new rounds in them.")
     parser.add_argument("run_id", metavar="run", help="id of the run")
     parser.add_argument("--rounds", type=int, help="rounds that the run is to have (default: as it has planned)")
     parser.add_argument("--prefect", action=argparse.BooleanOptionalAction,
@@ -37,4 +38,5 @@ def stored_config(store_url: str, run: str, rounds: int | None):
         config = read_run(store, run)["config"]
     except MissingObject:
         raise UserError(f"run {run} is not in the store {store.url}: start it with `opd run CONFIG`") from None
-    return validate({**config, "store": store_url, "rounds": rounds or config["rounds"]}, where=f"of {run}")
+    rounds = config["rounds"] if rounds is None else rounds
+    return validate({**config, "store": store_url, "rounds": rounds}, where=f"of {run}")

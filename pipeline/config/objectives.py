@@ -288,7 +288,8 @@ Objective = Annotated[
     | Dense | Custom, Field(discriminator="type")]
 
 
-TYPES = [section.model_fields["type"].default for section in get_args(get_args(Objective)[0])]
+SECTIONS = get_args(get_args(Objective)[0])
+TYPES = [section.model_fields["type"].default for section in SECTIONS]
 """Names of all objectives, `dense` and `custom` among them."""
 
 

@@ -60,7 +60,7 @@ Written = tuple[list[int], str]
 
 def continue_and_grade(context: RoundContext, model: GoesOn, places: Sequence[Place], student_tokenizer) -> pa.Table:
     """Rows of the table `continuation` in the order of `places`, samples of a place one after the other."""
-    asked = [Asked(rollout, depth, sample, continuation_seed(context.config.seed, context.number,
+    asked = [Asked(rollout, depth, sample, continuation_seed(context.prompt_seed, context.number,
                                                              rollout["rollout_id"], depth, model.role, sample))
              for rollout, depth in places for sample in range(context.config.continuation.samples)]
     written = _write(context, model, asked)

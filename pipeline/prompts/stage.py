@@ -27,9 +27,9 @@ from storage.shards import checked_path
 def plan_round(context: RoundContext) -> Plan:
     """Put the round's plan; returns the one that counts."""
     pool = rebuild_pool(context.config.prompts, context.document["prompt_pool"], lambda: _tokenizer(context))
-    shards = _shards(context.config, pool, context.number)
+    shards = _shards(context.config, pool, context.number, context.prompt_seed)
     return context.round.put_plan(Plan(
-        round=context.number, seed=context.config.seed,
+        round=context.number, seed=context.prompt_seed,
         parent=parent_manifest(context.store, context.run, context.number),
         checkpoint=starting_checkpoint(context.store, context.run, context.number).fingerprint,
         shards=shards, facts=pool.facts,
@@ -43,7 +43,7 @@ def preview_plan(config: RunConfig, benchmarks: dict | None, number: int) -> dic
     from pipeline.models import load_tokenizer
 
     pool = build_pool(config.prompts, load_tokenizer(config.student))
-    shards = _shards(config, pool, number)
+    shards = _shards(config, pool, number, config.seed)
     return {"round": number, "seed": config.seed, "shards": [asdict(shard) for shard in shards], "facts": pool.facts,
             "evaluation": [asdict(shard) for shard in plan_evaluation(config, benchmarks, number)],
             "continuation": [asdict(shard) for shard in plan_continuation(config, shards, number)],
@@ -67,12 +67,12 @@ def run(context: RoundContext, shard: int) -> Receipt:
         facts={"prompts": len(prompts), "prompt_tokens": sum(map(len, tokens))})
 
 
-def _shards(config: RunConfig, pool: Pool, number: int) -> list[PlanShard]:
+def _shards(config: RunConfig, pool: Pool, number: int, seed: int) -> list[PlanShard]:
     """The round's prompts, sorted by id, cut into shards."""
     per_shard, samples = config.prompts.per_shard, range(config.rollout.samples)
-    drawn = sorted(draw_round(pool.prompt_ids, config.seed, number, config.prompts.per_round))
+    drawn = sorted(draw_round(pool.prompt_ids, seed, number, config.prompts.per_round))
     parts = [drawn[start:start + per_shard] for start in range(0, len(drawn), per_shard)]
-    return [PlanShard(index, part, [[rollout_seed(config.seed, number, prompt_id, sample) for sample in samples]
+    return [PlanShard(index, part, [[rollout_seed(seed, number, prompt_id, sample) for sample in samples]
                                     for prompt_id in part])
             for index, part in enumerate(parts)]
 

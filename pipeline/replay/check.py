@@ -2,10 +2,10 @@
 
     opd replay RUN --round 3 --check
 
-Masks and training are computed again and nothing is written: rollouts and scores are what is replayed. On a CPU every
-byte must agree: each mask shard, the steps table, every file of the checkpoint, and the closing figures. On a GPU sums
-are made in another order each time: there the weights may differ by GPU_TOLERANCE of how far the round moved them, and
-the tables are not compared.
+Masks and training are computed again and nothing is written. Rollouts, scores and hidden states are what is replayed,
+and evaluation comes after it: these are not compared. On a CPU every byte must agree: each mask shard, the steps table,
+every file of the checkpoint, and the closing figures. On a GPU sums are made in another order each time: there the
+weights may differ by GPU_TOLERANCE of how far the round moved them, and the tables are not compared.
 """
 
 import tempfile
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.context import RoundContext
+from pipeline.context import RoundContext, open_context
 from pipeline.models import device
 from storage import documents
 from storage.checkpoints import folder_hashes
 from storage.codec import encode
 from storage.errors import UserError
 from storage.rounds import Receipt, local_checkpoint, starting_checkpoint
-from storage.weights import is_weights
+from storage.weights import weight_files
 
 GPU_TOLERANCE = 0.02
 """Of the l2 norm of the round's own change."""
@@ -37,6 +37,8 @@ class Compared:
 
 def check_round(context: RoundContext) -> dict:
     """Returns {same, device, compared: [{what, same, detail}]}. Raises UserError if the round has not been trained."""
+    if context.round.run != context.run:  # a branch's first rounds were made under its parent's config
+        context = open_context(context.config.store, context.round.run, context.number, context.progress)
     trained = context.round.receipt("train", 0)
     if trained is None:
         raise UserError(f"round {context.number} of {context.run} has not been trained: there is nothing to check; "
@@ -84,13 +86,14 @@ def _weights_are_near(context: RoundContext, before: Receipt, again: Path) -> Co
 
 
 def _distances(start: Path, before: Path, again: Path) -> tuple[float, float]:
-    """l2 norms of before - start and again - before over all weights."""
+    """l2 norms of before - start and again - before over all weights, however each is cut into files."""
+    one, two, three = (_weights(folder) for folder in (start, before, again))
+    moved = sum((value - one[name]).double().square().sum().item() for name, value in two.items())
+    apart = sum((three[name] - value).double().square().sum().item() for name, value in two.items())
+    return moved ** 0.5, apart ** 0.5
+
+
+def _weights(folder: Path) -> dict:
     from safetensors.torch import load_file
 
-    moved = apart = 0.0
-    for file in sorted(path.name for path in before.iterdir() if is_weights(path.name)):
-        one, two, three = (load_file(folder / file) for folder in (start, before, again))
-        for name, value in two.items():
-            moved += (value - one[name]).double().square().sum().item()
-            apart += (three[name] - value).double().square().sum().item()
-    return moved ** 0.5, apart ** 0.5
+    return {name: value for file in weight_files(folder) for name, value in load_file(file).items()}

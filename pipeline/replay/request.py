@@ -15,8 +15,9 @@ from storage import documents
 from storage.errors import ConfigError, UserError
 from storage.layout import check_run_id
 
-REPLAYED = ("run", "rounds", "seed", "threads", "mask", "objective", "train")
-"""Keys, with all below them, that a replay may change."""
+REPLAYED = ("seed", "mask", "objective", "train")
+"""Keys, with all below them, that a replay may change. Not `threads`: sums would round otherwise than what is
+shared."""
 RESCORED = (*REPLAYED, "teacher", "score")
 MASK_TYPES = ("special_tokens", "detector")
 MAX_NAME = 64
@@ -45,6 +46,7 @@ class Request:
 
 def branch_config(parent: RunConfig, request: Request) -> RunConfig:
     """The config of the branch. Raises ConfigError or UserError, one line, for what is wrong or may not change."""
+    _refuse_ignored(request)
     document = apply_settings(parent.model_dump(mode="json"), request.settings)
     if request.masks is not None:
         document["mask"] = _masks(document["mask"], request.masks)
@@ -61,6 +63,16 @@ def branch_config(parent: RunConfig, request: Request) -> RunConfig:
     return config.model_copy(update={"run": check_run_id(request.name or _name(parent, config, request))})
 
 
+def _refuse_ignored(request: Request) -> None:
+    """Settings that would be overwritten, or that no run.json holds."""
+    instead = {"run": "--as names the branch", "rounds": "`opd continue BRANCH --rounds N` goes on with it",
+               "store": "--store names it", "tracker": "`opd track BRANCH` shows it elsewhere"}
+    for setting in request.settings:
+        key = setting.partition("=")[0].split(".")[0].strip()
+        if key in instead:
+            raise ConfigError(f"{request.verb} --set {setting}: {instead[key]}")
+
+
 def changes(parent: RunConfig, config: RunConfig) -> list[str]:
     """Dotted keys in which a branch's config differs, its id and its number of rounds apart."""
     return [key for key in documents.differing_keys(*(each.model_dump(mode="json", exclude={"tracker"})
@@ -73,6 +85,8 @@ def _masks(before: list[dict], names: list[str]) -> list[dict]:
     if any(added) and not all(added):
         raise UserError(f"--mask {' --mask '.join(names)}: names with a + join the run's masks, names without replace "
                         "them: use one kind")
+    if "+none" in names:
+        raise UserError("--mask +none: none stands alone, for a replay without masks")
     kept = before if all(added) else []
     return [*kept, *(_mask(name.removeprefix("+"), before) for name in names if name != "none")]
 
@@ -123,8 +137,8 @@ def _refuse_other_changes(parent: RunConfig, config: RunConfig, request: Request
 
 
 def _name(parent: RunConfig, config: RunConfig, request: Request) -> str:
-    """<run>.r<round>.<objective>.<4 digits of what is changed>"""
+    """<run>.r<round>.<objective>.<8 digits of what is changed>"""
     what = "scores" if request.rescore else config.objective.type.rpartition(".")[2]
-    digest = documents.sha256(config.model_dump_json(exclude={"tracker", "run"}).encode())[:4]
+    digest = documents.sha256(config.model_dump_json(exclude={"tracker", "run", "store"}).encode())[:8]
     tail = f".r{request.number}.{what}.{digest}".lower()
     return request.run[:MAX_NAME - len(tail)].rstrip(".-_") + tail

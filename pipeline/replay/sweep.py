@@ -9,12 +9,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import RunConfig
-from pipeline.config.objectives import TYPES
+from pipeline.config.objectives import SECTIONS, TYPES
 from pipeline.replay.request import MAX_NAME, Request
 from storage.errors import UserError
 from storage.objects import ObjectStore
 from storage.rounds import Round, read_run
 
+WITH_K = [section.model_fields["type"].default for section in SECTIONS if "k" in section.model_fields]
+"""Presets whose support has a size."""
 SWEPT = ("teacher_topk_lsm", "tail_bucket_topk", "forward_kl_topk", "gkd", "student_topk", "union_topk", "overlap_only",
          "stop_gradient_topk", "truncated_topk", "sampled_token", "sampled_token_masked", "lightning")
 """Presets that every cache can answer; `full_vocabulary` joins where the teacher's hidden states are stored."""
@@ -30,8 +32,9 @@ def requests(store: ObjectStore, store_url: str, request: Request, presets: Sequ
     presets = presets or default_presets(Round(store, request.run, request.number))
     for preset in presets:
         for seed in seeds:
+            settings = [each for each in request.settings if not each.startswith("objective.k=") or preset in WITH_K]
             yield preset, seed, Request(request.run, request.number, branch_name(request, preset, seed),
-                                        [*request.settings, f"objective.type={preset}", f"seed={seed}"],
+                                        [*settings, f"objective.type={preset}", f"seed={seed}"],
                                         _masks(preset, config, request), request.evaluate)
 
 
@@ -50,8 +53,8 @@ def default_presets(source: Round) -> tuple[str, ...]:
 
 def branch_name(request: Request, preset: str, seed: int) -> str:
     """Id of a branch of the sweep; `--as` gives its first part."""
-    tail = f".{preset}.s{seed}"
-    return (request.name or f"{request.run}.r{request.number}")[:MAX_NAME - len(tail)].rstrip(".-_") + tail
+    tail = f".r{request.number}.{preset}.s{seed}"
+    return (request.name or request.run)[:MAX_NAME - len(tail)].rstrip(".-_") + tail
 
 
 def _masks(preset: str, config: RunConfig, request: Request) -> list[str] | None:
@@ -59,6 +62,8 @@ def _masks(preset: str, config: RunConfig, request: Request) -> list[str] | None
     masked = {mask.type for mask in config.mask} & {"special_tokens", "detector"}
     if preset == "sampled_token_masked" and request.masks is None and not masked:
         return ["+detector"]
+    if preset == "sampled_token_masked" and request.masks == ["none"]:
+        return ["detector"]
     return request.masks
 
 

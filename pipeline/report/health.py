@@ -25,8 +25,8 @@ def health_section(source: Source) -> Section:
     if not rows:
         return Section("health", "Health", "", [Note("No figures yet: the score stage has not finished a shard here.")])
     table = by_figure(source, rows) if source.number is not None else by_round(source, rows)
-    return Section("health", "Health", "Far from the engine that wrote, the scores are another model's; a small effective "
-                   "sample size says that few tokens carry the gradient.", [table])
+    return Section("health", "Health", "Far from the engine that wrote, the scores are another model's; a small "
+                   "effective sample size says that few tokens carry the gradient.", [table])
 
 
 def by_figure(source: Source, rows: Rows) -> Table:

@@ -17,8 +17,7 @@ from typing import Any
 from pipeline.report import sweep_plot
 from pipeline.report.document import Key, Note, Plot, Plots, Report, Section, Table, Tile
 from pipeline.report.text import MISSING, count, number, on_one_line, percent
-from storage.errors import UserError
-from storage.newfile import new_file
+from storage.newfile import make_folder, new_file
 
 Row = dict[str, Any]
 REFERENCES = ("as it was", "before")
@@ -63,11 +62,7 @@ def write_sweep(rows: Sequence[Row], title: str, folder: Path, name: str) -> dic
                 "png": sweep_plot.png(panels, on_one_line(title)),
                 "json": json.dumps({"title": title, "table": summed, "rows": list(rows)}, indent=1,
                                    allow_nan=False).encode() + b"\n"}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"sweep: cannot write to {folder} ({error.strerror}): name another folder with --out") \
-            from error
+    make_folder(folder, "sweep")
     paths = {kind: folder / f"{name}.{kind}" for kind in contents}
     for kind, path in paths.items():
         with new_file(path, force=True) as draft:

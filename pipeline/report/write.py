@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from pipeline.report.asked import open_source
-from storage.errors import UserError
-from storage.newfile import new_file
+from storage.newfile import make_folder, new_file
 from storage.objects import ObjectStore
 
 
@@ -21,11 +20,7 @@ def write_report(store: ObjectStore, run: str, number: int | None, folder: Path)
     name = run if number is None else f"{run}-round-{number}"
     texts = {"html": (folder / f"{name}.html", html.render(report)),
              "markdown": (folder / f"{name}.md", markdown.render(report))}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"report: cannot write to {folder} ({error.strerror}): name another folder with --out") \
-            from error
+    make_folder(folder, "report")
     for path, text in texts.values():
         with new_file(path, force=True) as draft:
             draft.write_bytes(text.encode())

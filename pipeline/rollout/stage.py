@@ -42,7 +42,7 @@ def _requests(context: RoundContext, shard: int) -> list[dict]:
     seeds = context.round.plan().shards[shard].rollout_seeds
     prompts = context.round.read("prompts", shard).to_pylist()
     requests = [{**prompt, "sample": sample, "seed": seed,
-                 "rollout_id": rollout_id(context.config.seed, context.number, prompt["prompt_id"], sample)}
+                 "rollout_id": rollout_id(context.prompt_seed, context.number, prompt["prompt_id"], sample)}
                 for prompt, of_prompt in zip(prompts, seeds, strict=True) for sample, seed in enumerate(of_prompt)]
     return sorted(requests, key=lambda each: (each["prompt_id"], each["rollout_id"]))
 

@@ -20,7 +20,8 @@ SELECT run, task, role, round, problems, k, avg_at_k, avg_at_k_low, avg_at_k_hig
        CASE WHEN teacher > start THEN (avg_at_k - start) / (teacher - start) END AS gap_recovery,
        pass_at_k, pass_at_k_low, pass_at_k_high, truncation_rate
 FROM accuracy LEFT JOIN (
-    SELECT run, task, avg(avg_at_k) FILTER (role = 'start') AS start, avg(avg_at_k) FILTER (role = 'teacher') AS teacher
-    FROM accuracy WHERE round = 0 GROUP BY run, task
+    SELECT run, task, any_value(avg_at_k) FILTER (role = 'start') AS start,
+           max_by(avg_at_k, round) FILTER (role = 'teacher') AS teacher
+    FROM accuracy GROUP BY run, task
 ) USING (run, task)
 ORDER BY run, task, role = 'teacher', role <> 'start', round;

@@ -1,4 +1,5 @@
 -- payload_reuse: rollouts whose teacher columns were found in the store, or computed. A hit was found, a miss computed.
+-- A branch's first rounds are told once, as their owner's.
 -- grain: run, round
 -- columns:
 --   run: run id
@@ -18,8 +19,7 @@ WITH payloads AS (
     GROUP BY run, round, reused_from
 ),
 manifests AS (
-    SELECT manifest_id AS reused_from, arg_min(run, (run, round)) AS from_run,
-           arg_min(round, (run, round)) AS from_round
+    SELECT manifest_id AS reused_from, any_value(owner) AS from_run, any_value(round) AS from_round
     FROM raw.rounds WHERE manifest_id IS NOT NULL
     GROUP BY manifest_id
 )
@@ -32,5 +32,6 @@ SELECT run, round, sum(rollouts)::BIGINT AS rollouts,
        coalesce(list({'manifest_id': reused_from, 'run': from_run, 'round': from_round, 'rollouts': rollouts}
                      ORDER BY rollouts DESC, reused_from) FILTER (reused_from IS NOT NULL), []) AS sources
 FROM payloads LEFT JOIN manifests USING (reused_from)
+     SEMI JOIN raw.rounds ON payloads.run = rounds.owner AND payloads.round = rounds.round
 GROUP BY run, round
 ORDER BY run, round;

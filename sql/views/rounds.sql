@@ -8,6 +8,7 @@
 --   round: round, from 0
 --   committed: whether the round has a manifest
 --   manifest_id: sha256 of the manifest, null while the round is in progress
+--   owner: run that holds the round: another one for a branch's first rounds. Sums over runs take owner = run
 --   prompts: count, distinct
 --   rollouts: count
 --   mean_length: response tokens per rollout
@@ -57,12 +58,13 @@
 --   pass_at_k: share of 1, its problems with a right answer among k; mean over benchmarks
 --   evaluation_truncation_rate: share of its answers that were cut off
 --   start_avg_at_k: share of 1, the student that began the run
---   teacher_avg_at_k: share of 1, the teacher
+--   teacher_avg_at_k: share of 1, the teacher; the one graded last, where a branch has another
 --   gap_recovery: (avg_at_k - start_avg_at_k) / (teacher_avg_at_k - start_avg_at_k); null unless the teacher is better
 CREATE VIEW rounds AS
 SELECT run, round,
        coalesce(any_value(committed), false) AS committed,
        any_value(manifest_id) AS manifest_id,
+       any_value(owner) AS owner,
        coalesce(any_value(prompts), 0) AS prompts,
        coalesce(any_value(rollouts), 0) AS rollouts,
        any_value(mean_length) AS mean_length,
@@ -117,7 +119,7 @@ SELECT run, round,
            THEN (any_value(avg_at_k) - any_value(start_avg_at_k))
                / (any_value(teacher_avg_at_k) - any_value(start_avg_at_k)) END AS gap_recovery
 FROM (
-    SELECT run, round, committed, manifest_id FROM raw.rounds
+    SELECT run, round, committed, manifest_id, owner FROM raw.rounds
     UNION ALL BY NAME
     SELECT * EXCLUDE (part) FROM rollout_metrics(run)
     UNION ALL BY NAME
@@ -145,11 +147,14 @@ FROM (
     UNION ALL BY NAME
     SELECT run, raw.rounds.round, start_avg_at_k, teacher_avg_at_k
     FROM raw.rounds JOIN (
-        SELECT run,
-               avg(avg_at_k) FILTER (role = 'start') AS start_avg_at_k,
-               avg(avg_at_k) FILTER (role = 'teacher') AS teacher_avg_at_k
-        FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND rounds.round = 0 AND committed
-        WHERE round = 0 GROUP BY run
+        SELECT run, avg(start) AS start_avg_at_k, avg(teacher) AS teacher_avg_at_k
+        FROM (
+            SELECT run, task, any_value(avg_at_k) FILTER (role = 'start') AS start,
+                   max_by(avg_at_k, round) FILTER (role = 'teacher') AS teacher
+            FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND accuracy.round = rounds.round AND committed
+            WHERE role <> 'student' GROUP BY run, task
+        )
+        GROUP BY run
     ) USING (run)
     UNION ALL BY NAME
     SELECT run, round, reward_auroc FROM reward_auroc(run)

@@ -19,7 +19,7 @@ def test_every_preset_and_seed_is_one_branch_of_its_own(store):
     preset, seed, request = found[1]
     assert request.name == f"tiny.r1.{preset}.s{seed}" and seed == 1
     assert request.settings == [f"objective.type={preset}", "seed=1"]
-    assert asked(store, ["gkd"], [3], name="other")[0][2].name == "other.gkd.s3"
+    assert asked(store, ["gkd"], [3], name="other")[0][2].name == "other.r1.gkd.s3"
 
 
 def test_the_masked_preset_brings_a_mask_where_the_run_has_none_of_its_kind(store):

@@ -4,6 +4,7 @@
     T the teacher's stored top-K, S_0 the stored top-k of p_0
 
 logits_N(K+k) -> loss_N; 0, without a gradient, where S has fewer than two ids.
+RETH's own code leaves the masses as they are: that is `dense` with symmetric_difference, truncate and stop_gradient.
 Not for: training. It is the other half of an ablation: the overlap carries nearly all of the signal.
 """
 
