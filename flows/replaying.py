@@ -36,10 +36,17 @@ def rescore(store: str, request: Request, progress_for: ProgressFor) -> dict:
         if pending := round.pending(stage):
             play_shards(where, stage, pending, progress_for)
         round.commit_stage(stage)
+    return made | _payloads(round, made["shared"])
+
+
+def _payloads(round: Round, shared: dict[str, int]) -> dict:
+    """Rollouts whose teacher's columns were found or computed, null where the scores are shared; bytes per token of the
+    teacher's hidden states, null without them."""
     facts = [receipt.facts for receipt in round.receipts("score")]
-    scored_here = "score" not in made["shared"]
-    return made | {"reused": sum(each.get("reused", 0) for each in facts) if scored_here else None,
-                   "scored": sum(each.get("scored", 0) for each in facts) if scored_here else None}
+    counts = {name: None if "score" in shared else sum(each.get(name, 0) for each in facts)
+              for name in ("reused", "scored")}
+    hidden = round.receipts("hidden")
+    return {**counts, "hidden_bytes_per_token": hidden[0].facts["bytes_per_token"] if hidden else None}
 
 
 def check(store: str, run: str, number: int, progress_for: ProgressFor) -> dict:

@@ -30,5 +30,7 @@ def run(arguments) -> int:
     print(f"{made['run']} round {made['round']} is scored (shares {shared(made)} of {arguments.run_id})")
     if made["scored"] is not None:
         print(f"teacher's columns: {made['reused']} rollouts reused, {made['scored']} scored")
+    if made["hidden_bytes_per_token"] is not None:
+        print(f"teacher's hidden states: {made['hidden_bytes_per_token']} bytes per token, and its head once")
     print(f"train on it: opd continue {made['run']} --store {arguments.store}")
     return 0
