@@ -34,7 +34,7 @@ SECTIONS = ("config", "versions", "models", "inputs", "checkpoints", "plan", "sh
             "paired")
 _NAMES = ("run", "rounds", "store")
 """Keys of a config that say how a run is called, how far it goes and where it lies."""
-_NO_METRICS = ("run", "round", "committed", "manifest_id")
+_NO_METRICS = ("run", "round", "owner", "committed", "manifest_id")
 _SHARDS = "SELECT stage, shard, key, sha256 FROM shards WHERE round = $round ORDER BY stage, shard"
 _ACCURACY = ("problems", "k", "avg_at_k", "avg_at_k_low", "avg_at_k_high", "pass_at_k", "pass_at_k_low",
              "pass_at_k_high")

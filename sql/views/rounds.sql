@@ -151,7 +151,8 @@ FROM (
         FROM (
             SELECT run, task, any_value(avg_at_k) FILTER (role = 'start') AS start,
                    max_by(avg_at_k, round) FILTER (role = 'teacher') AS teacher
-            FROM accuracy SEMI JOIN raw.rounds ON accuracy.run = rounds.run AND accuracy.round = rounds.round AND committed
+            FROM accuracy SEMI JOIN raw.rounds
+                ON accuracy.run = rounds.run AND accuracy.round = rounds.round AND committed
             WHERE role <> 'student' GROUP BY run, task
         )
         GROUP BY run

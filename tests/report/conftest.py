@@ -76,7 +76,7 @@ def plain(tmp_path_factory):
         of_token = [each for each, response in responses.items() for _ in response]
         scored = made.tokens(responses, teacher_log_prob=[-0.7 - (i % 7) / (number + 1) for i in range(size)],
                              task=[tasks[each] for each in of_token],
-                             sampling_log_prob=[-0.7 - 0.3 * (number == 1)] * size,
+                             rollout_log_prob=[-0.7 - 0.3 * (number == 1)] * size,
                              reused_from=[sources[each] for each in of_token])
         mask = made.mask(scored, [float(i % 5 > 0) for i in range(size)], [[] if i % 5 else ["fifth"] for i in
                                                                           range(size)])
