@@ -23,7 +23,7 @@ from pipeline.models import Head
 from pipeline.objectives.divergence import Divergence
 from pipeline.objectives.outside import FLOOR
 from pipeline.objectives.support import LEAST_LOG_Q
-from pipeline.train.in_place import gradient_buffer
+from pipeline.train.in_place import add_product_, gradient_buffer
 from pipeline.train.log_normaliser import Sweep
 from pipeline.train.squash import compute_dtype, slope
 
@@ -138,14 +138,7 @@ class _FullVocabulary(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_rows_ND.addmm_(grad_NC, weight_CD)
             if ctx.needs_input_grad[1]:
-                _add_product_(gradient_buffer(ctx.weight_VD)[chunk], grad_NC, rows_ND)
+                add_product_(gradient_buffer(ctx.weight_VD)[chunk], grad_NC, rows_ND)
             if ctx.needs_input_grad[2]:
                 gradient_buffer(ctx.bias_V)[chunk] += grad_NC.sum(0)
         return grad_rows_ND.to(hidden_ND.dtype), None, None, None, None
-
-
-def _add_product_(buffer_CD: Tensor, grad_NC: Tensor, hidden_ND: Tensor) -> None:
-    if buffer_CD.dtype == hidden_ND.dtype:
-        buffer_CD.addmm_(grad_NC.t(), hidden_ND)
-    else:
-        buffer_CD += grad_NC.t() @ hidden_ND

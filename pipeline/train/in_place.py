@@ -20,6 +20,14 @@ def gradient_buffer(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
+def add_product_(buffer_CD: Tensor, grad_NC: Tensor, hidden_ND: Tensor) -> None:
+    """buffer += grad^T hidden, for the C rows of a chunk of the vocabulary and N positions."""
+    if buffer_CD.dtype == hidden_ND.dtype:
+        buffer_CD.addmm_(grad_NC.t(), hidden_ND)
+    else:
+        buffer_CD += grad_NC.t() @ hidden_ND
+
+
 def embed(input_ids: Tensor, weight_VD: Tensor) -> Tensor:
     """Rows of `weight_VD`; their gradient is added to weight_VD.grad."""
     return _Embed.apply(input_ids, weight_VD)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.train.in_place import gradient_buffer
+from pipeline.train.in_place import add_product_, gradient_buffer
 from pipeline.train.squash import compute_dtype, slope, squash
 from pipeline.train.support_index import SupportIndex
 
@@ -102,7 +102,7 @@ class _LogNormaliser(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_rows_ND.addmm_(grad_NC, weight_CD)
             if ctx.needs_input_grad[1]:
-                _add_product_(gradient_buffer(ctx.weight_VD)[start:end], grad_NC, rows_ND)
+                add_product_(gradient_buffer(ctx.weight_VD)[start:end], grad_NC, rows_ND)
             if ctx.needs_input_grad[2]:
                 gradient_buffer(ctx.bias_V)[start:end] += grad_NC.sum(0)
         return grad_rows_ND.to(hidden_ND.dtype), None, None, None, None
@@ -110,10 +110,3 @@ class _LogNormaliser(torch.autograd.Function):
 
 def _part(bias_V: Tensor | None, start: int, end: int) -> Tensor | None:
     return None if bias_V is None else bias_V[start:end]
-
-
-def _add_product_(buffer_CD: Tensor, grad_NC: Tensor, hidden_ND: Tensor) -> None:
-    if buffer_CD.dtype == hidden_ND.dtype:
-        buffer_CD.addmm_(grad_NC.t(), hidden_ND)
-    else:
-        buffer_CD += grad_NC.t() @ hidden_ND

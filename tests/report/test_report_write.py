@@ -177,7 +177,7 @@ def test_why_training_ended_stands_beside_how_its_student_does(plain, tmp_path):
 
 
 def test_health_names_what_is_out_of_bounds(plain, tmp_path):
-    """Round 1's engine wrote at e^-1 = .37 where the scorer has .5: KL -.307. Not LSM: no verdict on the student's mass."""
+    """Round 1's engine wrote at e^-1 = .37 where the scorer has .5: KL -.307. Not LSM: no verdict on the mass."""
     page, text = texts(plain, "plain", tmp_path)
     assert "| 1 | 1.359 ✓ | −0.307 ✗ | 1.000 ✓ | 0.850 ✓ |" in text
     assert "health, round 3" in page and "3 of 3" in page and "student_mass (" not in section(page, "health")

@@ -200,7 +200,8 @@ def test_no_file_uses_sql_that_only_duckdb_2_knows(kind):
 
 def test_a_client_cannot_write_into_it(file):
     before = file.read_bytes()
-    for kind, text in plain(file, "CREATE TABLE x AS SELECT 1", "INSERT INTO raw.rounds VALUES ('x', 0, true, 'y', 'x')",
+    for kind, text in plain(file, "CREATE TABLE x AS SELECT 1",
+                            "INSERT INTO raw.rounds VALUES ('x', 0, true, 'y', 'x')",
                             "DROP VIEW tokens", "UPDATE opd_catalog SET run = 'x'"):
         assert kind == "error" and "read-only" in text
     assert file.read_bytes() == before

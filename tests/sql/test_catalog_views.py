@@ -54,9 +54,10 @@ FROZEN = {
     "shards": PLACE + ["stage", "shard", "table_name", "key", "rows", "size_bytes", "sha256", "committed"],
     "timings": PLACE + ["stage", "shard", "seconds", "rows", "rows_per_second", "host", "details"],
     "vocabulary": ["run", "token_id", "token_text"],
-    "rounds": [*PLACE, "committed", "manifest_id", "owner", *OF_ROLLOUTS, "reward_auroc", *OF_TOKENS, "masked_share", "steps",
-               "loss", "opd_reverse_kl", "drift", "ess", "staleness", "stopped", *CLOSING, "evaluated", "avg_at_k",
-               "pass_at_k", "evaluation_truncation_rate", "start_avg_at_k", "teacher_avg_at_k", "gap_recovery"],
+    "rounds": [*PLACE, "committed", "manifest_id", "owner", *OF_ROLLOUTS, "reward_auroc", *OF_TOKENS, "masked_share",
+               "steps", "loss", "opd_reverse_kl", "drift", "ess", "staleness", "stopped", *CLOSING, "evaluated",
+               "avg_at_k", "pass_at_k", "evaluation_truncation_rate", "start_avg_at_k", "teacher_avg_at_k",
+               "gap_recovery"],
     "task_metrics": [*PLACE, "task", *OF_ROLLOUTS, "reward_auroc", *OF_TOKENS],
     "position_metrics": [*PLACE, "first_position", "positions", "rollouts", "reward_auroc", *OF_TOKENS],
 }
