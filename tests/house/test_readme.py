@@ -122,7 +122,9 @@ def test_every_command_of_the_readme_does_what_it_says(place):
     left = {path.name for path in folder.iterdir()}
     assert {"opd-store", "opd-reports", "my.toml", "answers.parquet", "steps.csv", "opd.duckdb", "curves"} <= left
     reports = {path.name for path in (folder / "opd-reports").iterdir()}
-    assert reports == {f"{name}.{kind}" for name in ("quickstart", "gsm8k", "gsm8k-round-1") for kind in ("html", "md")}
+    swept = {f"gsm8k.r1.sweep.{kind}" for kind in ("html", "png", "json")}
+    assert reports == swept | {f"{name}.{kind}" for name in ("quickstart", "gsm8k", "gsm8k-round-1")
+                               for kind in ("html", "md")}
 
 
 @needs_data
