@@ -45,7 +45,7 @@ def test_the_form_of_a_tick_describes_its_fields_and_offers_the_members_of_every
     schema = prefect.call("/deployments/name/opd-tick/nightly")["parameter_openapi_schema"]
     sections = schema["definitions"]
     assert "oneOf" not in str(sections)
-    assert len(sections["RunConfig"]["properties"]["objective"]["anyOf"]) == 4
+    assert len(sections["RunConfig"]["properties"]["objective"]["anyOf"]) == len(TYPES)
     assert sections["Rollout"]["properties"]["samples"]["description"] == "Rollouts per prompt."
 
 
