@@ -10,6 +10,7 @@ import yaml
 
 from flows.deployments import schedule
 from pipeline.config import RunConfig, load_config
+from pipeline.config.objectives import TYPES
 from storage.errors import UserError
 from tests.flows.prefect_server import ROOT, PrefectServer
 from tests.flows.processes import wait_for
