@@ -37,6 +37,7 @@ def context(folder, student, masks, number=0, document=None):
 def store_round(folder, parts, number=0):
     store = open_store(folder / "store", create=True)
     if number == 0:
+        tiny.byte_tokenizer().save_pretrained(folder / "checkpoint-made")
         made.start_run(store, folder)
     return made.begin_round(store, "made", number, parts)
 

@@ -43,7 +43,8 @@ def feed_out_of_order_and_twice(store, tracker) -> None:
 
 def assert_free_of(folder, *secrets: str) -> None:
     files = [file for file in folder.rglob("*") if file.is_file()]
-    assert files
+    secrets = [each for each in secrets if len(each) > 5]  # a host named `vm` is in any random bytes
+    assert files and secrets
     for file in files:
         assert not any(secret.encode() in file.read_bytes() for secret in secrets), file
 
