@@ -40,7 +40,8 @@ class Evaluated:
 
 def run(context: RoundContext, shard: int) -> Receipt:
     """Check the round's scores, then write the shard's mask."""
-    masks, table = evaluated(context), shard_table(context, shard)
+    masks = evaluated(context)
+    table = shard_table(context, shard, masks)
     inputs = context.round.input_files("score", shard)
     for mask in masks:
         inputs |= mask.inputs
@@ -48,11 +49,11 @@ def run(context: RoundContext, shard: int) -> Receipt:
         **counts(table), "masks": {str(index): mask.facts for index, mask in enumerate(masks)}})
 
 
-def shard_table(context: RoundContext, shard: int) -> pa.Table:
-    """The rows of one shard; writes nothing."""
+def shard_table(context: RoundContext, shard: int, masks: list[Evaluated]) -> pa.Table:
+    """The rows of one shard, from `evaluated` masks; writes nothing."""
     tokens = context.round.read("score", shard, COLUMNS)
     first = sum(receipt.file.rows for receipt in context.round.receipts("score") if receipt.shard < shard)
-    return mask_table(tokens, [mask.marks.cut(first, first + tokens.num_rows) for mask in evaluated(context)])
+    return mask_table(tokens, [mask.marks.cut(first, first + tokens.num_rows) for mask in masks])
 
 
 def evaluated(context: RoundContext) -> list[Evaluated]:

@@ -49,10 +49,11 @@ def check_round(context: RoundContext) -> dict:
 
 
 def _masks(context: RoundContext) -> Iterator[Compared]:
-    from pipeline.mask.stage import shard_table
+    from pipeline.mask.stage import evaluated, shard_table
 
+    masks = evaluated(context)
     for receipt in context.round.receipts("mask"):
-        again = documents.sha256(encode(shard_table(context, receipt.shard)))
+        again = documents.sha256(encode(shard_table(context, receipt.shard, masks)))
         yield Compared(f"mask shard {receipt.shard}", again == receipt.file.sha256, again[:12])
 
 
