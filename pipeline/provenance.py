@@ -1,12 +1,13 @@
 """Whether a round's checkpoint, teacher, rollouts and tokens are those that it was planned for: checked before use."""
 
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
-from pipeline.models import config_hash, fingerprint, resolve
+from pipeline.models import config_hash, fingerprint, load_tokenizer, pinned, resolve
 from pipeline.models.files import generation_eos
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from pipeline.ragged import Ragged
@@ -28,13 +29,20 @@ def planned_checkpoint(context: RoundContext) -> CheckpointFiles:
     return start
 
 
-def check_teacher(model: Model, facts: dict) -> None:
-    """Raise UserError unless `model` has the weights and the config.json that run.json records (`facts`)."""
+def teacher_model(context: RoundContext) -> Model:
+    """The run's teacher at the revision that run.json recorded. Raises UserError unless it has the weights and the
+    config.json that were recorded with it."""
+    facts = context.document["teacher"]
+    model = pinned(context.config.teacher, facts)
     _check_teacher(model, facts["fingerprint"], facts["config_hash"])
+    return model
 
 
-def check_teacher_words(model: Model, facts: dict, tokenizer) -> None:
-    """The same for what a teacher that writes depends on besides: its tokenizer, chat template, and where it ends."""
+def writing_teacher(context: RoundContext) -> tuple[Model, Any]:
+    """The same for a teacher that writes, with its tokenizer: checked besides are tokenizer, chat template, and where
+    it ends."""
+    model, facts = teacher_model(context), context.document["teacher"]
+    tokenizer = load_tokenizer(model)
     found = {"tokenizer_hash": tokenizer_hash(tokenizer), "template_hash": template_hash(tokenizer),
              "eos_token_id": tokenizer.eos_token_id,
              "generation_eos_token_id": generation_eos(resolve(model))}
@@ -42,6 +50,7 @@ def check_teacher_words(model: Model, facts: dict, tokenizer) -> None:
     if changed:
         raise UserError(f"teacher {model.path} is not the one that this run began with ({changed[0]} differs): restore "
                         "it, or start another run")
+    return model, tokenizer
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ A branch is a run whose run.json names another: {"branch": {run, round, manifest
 other run's, read where they lie; `manifest` is the last of them, null if there is none. From `round` on it has its own.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from storage import documents, layout
@@ -58,24 +59,36 @@ def list_runs(store: ObjectStore) -> list[str]:
 
 def first_own_round(store: ObjectStore, run: str) -> int:
     """0, or the round at which a branch left its parent."""
-    branch = read_run(store, run).get("branch")
-    return branch["round"] if branch else 0
+    branch = _branch(store, run)
+    return branch[1] if branch else 0
 
 
 def owner(store: ObjectStore, run: str, number: int) -> str:
     """The run whose folder holds round `number` of `run`: itself, or for a branch's first rounds the one it left."""
-    while number >= 0 and exists(store, layout.run_json(run)):
-        branch = read_run(store, run).get("branch")
-        if not branch or number >= branch["round"]:
-            break
-        run = branch["run"]
+    while (branch := _branch(store, run)) and 0 <= number < branch[1]:
+        run = branch[0]
     return run
+
+
+def _branch(store: ObjectStore, run: str) -> tuple[str, int] | None:
+    """(parent, first own round) of a branch; None for other runs, and for one that has not begun."""
+    try:
+        return _recorded_branch(store, run)
+    except MissingObject:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _recorded_branch(store: ObjectStore, run: str) -> tuple[str, int] | None:
+    """Read once per process and store: every round that is looked up asks it, and run.json is put once."""
+    branch = read_run(store, run).get("branch")
+    return (branch["run"], branch["round"]) if branch else None
 
 
 def committed_rounds(store: ObjectStore, run: str) -> list[int]:
     """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent. A branch counts its parent's
     too."""
-    number = first_own_round(store, run) if exists(store, layout.run_json(run)) else 0
+    number = first_own_round(store, run)
     while exists(store, layout.manifest(run, number)):
         number += 1
     return list(range(number))

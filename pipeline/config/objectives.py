@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Positive, Rate, Section
+from storage.errors import UserError
 
 Gamma = Annotated[float, Field(ge=0, le=1, strict=False)]
 Beta = Annotated[float, Field(ge=0, le=1, strict=False)]
@@ -39,46 +40,41 @@ class _Objective(Section):
         return None
 
 
-class TeacherTopKLsm(_Objective):
+class _OnTeacherTopK(_Objective):
+    k: Positive | None = None
+    """Support size; null: all that is stored (score.teacher_top_k)."""
+
+
+class TeacherTopKLsm(_OnTeacherTopK):
     """Reverse KL on the teacher's top-K, both sides renormalised (Revisiting OPD)."""
 
     type: Literal["teacher_topk_lsm"] = "teacher_topk_lsm"
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
 
 
-class TailBucketTopK(_Objective):
+class TailBucketTopK(_OnTeacherTopK):
     """Reverse KL on the teacher's top-K plus one bucket for the rest."""
 
     type: Literal["tail_bucket_topk"] = "tail_bucket_topk"
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
 
 
-class ForwardKLTopK(_Objective):
+class ForwardKLTopK(_OnTeacherTopK):
     """Forward KL on the teacher's top-K plus one bucket for the rest: robust to stale rollouts (AsyncOPD)."""
 
     type: Literal["forward_kl_topk"] = "forward_kl_topk"
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
 
 
-class SkewedTopK(_Objective):
+class SkewedTopK(_OnTeacherTopK):
     """Skewed reverse KL, KL(p || alpha p + (1 - alpha) q), on the teacher's top-K plus one bucket (DistiLLM)."""
 
     type: Literal["skewed_topk"] = "skewed_topk"
     alpha: Alpha = 0.1
     """The student's share of the mixture: 0 is the reverse KL, and no loss exceeds -log(alpha)."""
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
 
 
-class TruncatedTopK(_Objective):
+class TruncatedTopK(_OnTeacherTopK):
     """Negative control: raw sum over the teacher's top-K, neither renormalised nor with a tail. Leaks the mass on S."""
 
     type: Literal["truncated_topk"] = "truncated_topk"
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
 
 
 class StopGradientTopK(_Objective):
@@ -149,7 +145,7 @@ class FullVocabulary(_Objective):
         return self.teacher
 
 
-class Gkd(_Objective):
+class Gkd(_OnTeacherTopK):
     """Generalised Jensen-Shannon divergence (GKD)."""
 
     type: Literal["gkd"] = "gkd"
@@ -157,8 +153,6 @@ class Gkd(_Objective):
     """The teacher's share of the mixture: 0 is the forward KL, 1 the reverse KL."""
     support: Literal["teacher_top_k", "full"] = "teacher_top_k"
     """The teacher's top-k plus one bucket for the rest, or all shared ids."""
-    k: Positive | None = None
-    """Support size; null: all that is stored (score.teacher_top_k)."""
     teacher: TeacherFrom | None = None
     """support = 'full': the teacher's stored hidden states, or the teacher itself; null: cache."""
 
@@ -310,6 +304,13 @@ def check_stored(objective: Objective, stored: dict[str, int], hidden_states: st
     if objective.whole_vocabulary_teacher == "cache" and hidden_states is None:
         raise ValueError(f"objective.type = {objective.type!r} over the whole vocabulary needs the teacher's hidden "
                          "states: set score.teacher_hidden_states = 'bfloat16', or objective.teacher = 'live'")
+
+
+def missing_hidden_states(objective: str, run: str, number: int) -> UserError:
+    """What to say of an objective that reads the teacher's hidden states in a round that has none."""
+    return UserError(f"objective {objective} needs the teacher's hidden states, which round {number} of {run} does not "
+                     f"have: score it again with `opd rescore {run} --round {number} --set "
+                     "score.teacher_hidden_states=bfloat16`, or set objective.teacher = 'live'")
 
 
 def _refuse_keys_of_other_supports(objective: Gkd | Dense) -> None:

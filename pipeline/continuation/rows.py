@@ -17,7 +17,7 @@ from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.continuation.plan import continuation_seed, room_after
 from pipeline.evaluate.checker import Checker
-from pipeline.rollout.engine import Sampling, open_engine
+from pipeline.rollout.engine import Sampling, as_text, open_engine
 from storage import schemas
 
 Place = tuple[dict, int]
@@ -100,16 +100,12 @@ def _graded(config: RunConfig, model: GoesOn, asked: Sequence[Asked], written: S
             rollout = each.rollout
             rollout_id, reference = rollout["rollout_id"], rollout["ground_truth"]
             if rollout_id not in prefix_correct:
-                whole = _text(student_tokenizer, rollout["response_tokens"])
+                whole = as_text(student_tokenizer, rollout["response_tokens"], plain=True)
                 prefix_correct[rollout_id] = checker.check(whole, reference).correct
-            verdict = checker.check(_text(model.tokenizer, each.prefix + token_ids), reference)
+            verdict = checker.check(as_text(model.tokenizer, each.prefix + token_ids, plain=True), reference)
             yield {"rollout_id": rollout_id, "prompt_id": rollout["prompt_id"], "task": rollout["task"],
                    "depth": each.depth, "role": model.role, "sample": each.sample, "model": model.fingerprint,
-                   "response_text": _text(model.tokenizer, token_ids, plain=False), "response_tokens": len(token_ids),
+                   "response_text": as_text(model.tokenizer, token_ids, plain=False),
+                   "response_tokens": len(token_ids),
                    "finish_reason": finish_reason, "correct": verdict.correct, "verdict_reason": verdict.reason,
                    "prefix_correct": prefix_correct[rollout_id], "seed": each.seed}
-
-
-def _text(tokenizer, token_ids: list[int], plain: bool = True) -> str:
-    """Decoded; `plain` without special tokens, for grading."""
-    return tokenizer.decode(token_ids, skip_special_tokens=plain, clean_up_tokenization_spaces=False)

@@ -14,8 +14,8 @@ in any order of its round's shards. Samples of one prefix share the pass over it
 from pipeline.context import RoundContext
 from pipeline.continuation.prefixes import cut, read_rollouts
 from pipeline.continuation.rows import GoesOn, continue_and_grade
-from pipeline.models import load_tokenizer, pinned, resolve
-from pipeline.provenance import check_teacher, check_teacher_words, planned_checkpoint
+from pipeline.models import load_tokenizer, resolve
+from pipeline.provenance import planned_checkpoint, writing_teacher
 from pipeline.rollout.engine import stop_ids
 from storage import documents, layout
 from storage.checkpoints import local_checkpoint, model_files
@@ -52,11 +52,7 @@ def _student(context: RoundContext, start: CheckpointFiles) -> GoesOn:
 
 def _teacher(context: RoundContext) -> GoesOn:
     """The teacher, over its own vocabulary, of which the student's ids are a part: it ends where it would end."""
-    facts = context.document["teacher"]
-    model = pinned(context.config.teacher, facts)
-    tokenizer = load_tokenizer(model)
-    check_teacher(model, facts)
-    check_teacher_words(model, facts, tokenizer)
+    (model, tokenizer), facts = writing_teacher(context), context.document["teacher"]
     vocabulary = len(tokenizer)
     return GoesOn("teacher", resolve(model), model, facts["fingerprint"], tokenizer, vocabulary,
                   stop_ids(facts, vocabulary))

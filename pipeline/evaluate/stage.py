@@ -12,8 +12,8 @@ from pipeline.evaluate.grade import Graded, grade
 from pipeline.evaluate.key import evaluation_key
 from pipeline.evaluate.reuse import find_rows
 from pipeline.evaluate.stored import held_out
-from pipeline.models import load_tokenizer, pinned, resolve
-from pipeline.provenance import check_teacher, check_teacher_words
+from pipeline.models import load_tokenizer, resolve
+from pipeline.provenance import writing_teacher
 from storage import documents, layout
 from storage.checkpoints import model_files
 from storage.records import CheckpointFiles
@@ -43,12 +43,8 @@ def run(context: RoundContext, shard: int) -> Receipt:
 def _graded(context: RoundContext, role: str) -> tuple[Graded, dict[str, str]]:
     """The model of a role, and the store's files that it is read from."""
     if role == "teacher":
-        facts = context.document["teacher"]
-        model = pinned(context.config.teacher, facts)
-        tokenizer = load_tokenizer(model)
-        check_teacher(model, facts)
-        check_teacher_words(model, facts, tokenizer)
-        return Graded(resolve(model), model, facts["fingerprint"], tokenizer), {}
+        model, tokenizer = writing_teacher(context)
+        return Graded(resolve(model), model, context.document["teacher"]["fingerprint"], tokenizer), {}
     checkpoint, settings = _checkpoint(context, role), context.config.student
     folder = local_checkpoint(context.store, checkpoint)
     tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)

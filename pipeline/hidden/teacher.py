@@ -13,8 +13,8 @@ import torch
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.hidden import coding
-from pipeline.models import device, load_model, output_head, pinned, trunk
-from pipeline.provenance import check_teacher
+from pipeline.models import device, load_model, output_head, trunk
+from pipeline.provenance import teacher_model
 from pipeline.score.rows import TokenRows
 from storage import schemas
 from storage.errors import UserError
@@ -23,10 +23,7 @@ from storage.errors import UserError
 def checked_teacher(context: RoundContext) -> torch.nn.Module:
     """The run's teacher, on the device. Raises UserError if its files are not those that run.json records, or if its
     head has fewer rows than ids are shared."""
-    facts, vocabulary = context.document["teacher"], context.document["vocabulary"]["shared"]
-    model = pinned(context.config.teacher, facts)
-    check_teacher(model, facts)
-    teacher = _load(model)
+    vocabulary, teacher = context.document["vocabulary"]["shared"], _load(teacher_model(context))
     if len(output_head(teacher).weight_VD) < vocabulary:
         raise UserError(f"the teacher's head has {len(output_head(teacher).weight_VD)} rows for a vocabulary of "
                         f"{vocabulary}: this is not its tokenizer")

@@ -72,6 +72,15 @@ def source_sha256(config: Section) -> str | None:
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
+def whole_vocabulary_teacher(config: Section) -> str | None:
+    """Where the teacher's whole distribution comes from, "cache" or "live"; None if the cached lists are enough. A
+    custom objective is built to ask it."""
+    if not isinstance(config, Custom):
+        return config.whole_vocabulary_teacher
+    objective = load(config)
+    return objective.teacher if objective.whole_vocabulary else None
+
+
 def refuse_edited(config: Section, document: Mapping) -> None:
     """Raise UserError if a custom objective's file is not the one that run.json records."""
     if source_sha256(config) != document.get("objective_source"):

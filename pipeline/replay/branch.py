@@ -15,8 +15,9 @@ from dataclasses import asdict, replace
 
 from pipeline.config import RunConfig
 from pipeline.config.model import SqlMask
+from pipeline.config.objectives import missing_hidden_states
 from pipeline.context import RoundContext, open_context
-from pipeline.replay.request import Request, branch_config, changes, missing_hidden
+from pipeline.replay.request import Request, branch_config, changes
 from pipeline.versions import COMPARED, public, versions
 from storage import documents, layout
 from storage.errors import MissingObject, UserError
@@ -223,10 +224,10 @@ def _teacher(parent: dict, config: RunConfig, changed: RunConfig, tokenizer) -> 
 
 def _refuse_missing_hidden(source: Round, config: RunConfig, request: Request) -> None:
     """For custom objectives, which have to be built to be asked."""
-    from pipeline.objectives.needs import TEACHER_HIDDEN, needs
+    from pipeline.objectives.custom import whole_vocabulary_teacher
 
-    if not request.rescore and TEACHER_HIDDEN in needs(config.objective) and not source.plan().hidden:
-        raise missing_hidden(config.objective, request)
+    if not request.rescore and whole_vocabulary_teacher(config.objective) == "cache" and not source.plan().hidden:
+        raise missing_hidden_states(config.objective.type, request.run, request.number)
 
 
 def _create(store: ObjectStore, config: RunConfig, document: dict) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.config.load import apply_settings, validate
-from pipeline.config.objectives import Objective
+from pipeline.config.objectives import Objective, missing_hidden_states
 from storage import documents
 from storage.errors import ConfigError, UserError
 from storage.layout import check_run_id
@@ -116,14 +116,7 @@ def _refuse_missing_hidden(parent: RunConfig, document: dict, request: Request) 
     except ValidationError:  # which the validation of the whole config words
         return
     if parent.score.teacher_hidden_states is None and objective.whole_vocabulary_teacher == "cache":
-        raise missing_hidden(objective, request)
-
-
-def missing_hidden(objective: Objective, request: Request) -> UserError:
-    """What to say of an objective that reads hidden states where there are none."""
-    return UserError(f"objective {objective.type} needs the teacher's hidden states, which round {request.number} of "
-                     f"{request.run} does not have: score it again with `opd rescore {request.run} --round "
-                     f"{request.number} --set score.teacher_hidden_states=bfloat16`, or set objective.teacher = 'live'")
+        raise missing_hidden_states(objective.type, request.run, request.number)
 
 
 def _refuse_other_changes(parent: RunConfig, config: RunConfig, request: Request) -> None:

@@ -53,9 +53,13 @@ class Generations:
     def texts(self, tokenizer) -> tuple[list[str], list[str]]:
         """All rollouts as text: as they are, and without special tokens, for grading."""
         ids = [self.tokens(i).tolist() for i in range(len(self.offsets) - 1)]
-        whole, plain = ([tokenizer.decode(each, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-                         for each in ids] for skip in (False, True))
+        whole, plain = ([as_text(tokenizer, each, plain) for each in ids] for plain in (False, True))
         return whole, plain
+
+
+def as_text(tokenizer, token_ids: list[int], plain: bool) -> str:
+    """Token ids decoded as they are, or `plain`: without special tokens, for grading."""
+    return tokenizer.decode(token_ids, skip_special_tokens=plain, clean_up_tokenization_spaces=False)
 
 
 class RolloutEngine(Protocol):

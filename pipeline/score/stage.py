@@ -16,8 +16,8 @@ from torch import nn
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
-from pipeline.models import device, load_model, pinned
-from pipeline.provenance import check_teacher, check_tokens, check_writer, planned_checkpoint
+from pipeline.models import device, load_model
+from pipeline.provenance import check_tokens, check_writer, planned_checkpoint, teacher_model
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.reuse import files_of, find_payloads
@@ -68,10 +68,7 @@ def _student(context: RoundContext, checkpoint: CheckpointFiles):
 
 
 def _teacher(context: RoundContext):
-    facts = context.document["teacher"]
-    model = pinned(context.config.teacher, facts)
-    check_teacher(model, facts)
-    return _load_teacher(model)
+    return _load_teacher(teacher_model(context))
 
 
 @lru_cache(maxsize=1)

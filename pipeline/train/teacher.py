@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config.objectives import missing_hidden_states
 from pipeline.context import RoundContext
 from pipeline.hidden import coding
 from pipeline.hidden.head import read_head
@@ -28,7 +29,7 @@ from pipeline.models import Head, device, output_head, trunk
 from pipeline.objectives import Objective
 from pipeline.train.reader import RoundTokens, check_rows
 from storage.codec import fixed_bytes_to_numpy
-from storage.errors import IntegrityError, UserError
+from storage.errors import IntegrityError
 from storage.records import Receipt
 from storage.rounds import Round, local_checkpoint
 
@@ -92,10 +93,7 @@ class CachedTeacher:
     def read(cls, round: Round, objective: str, data: RoundTokens) -> CachedTeacher:
         """Raises UserError if the round has no hidden states, IntegrityError if they are not those of `data`."""
         if not round.plan().hidden:
-            raise UserError(f"objective {objective} needs the teacher's hidden states, which round {round.number} of "
-                            f"{round.run} does not have: score it again with `opd rescore {round.run} --round "
-                            f"{round.number} --set score.teacher_hidden_states=bfloat16`, or set objective.teacher = "
-                            "'live'")
+            raise missing_hidden_states(objective, round.run, round.number)
         round.input_files("hidden")  # refuses shards that are not finished
         receipts = round.receipts("hidden")
         _check_alike(round, receipts)

@@ -69,7 +69,8 @@ class Trainer:
         """Why training ended, or will: done, age_cap or drift_fuse."""
         self._predicted_from_N = data.predicted_from()
         self._probed_N = probed(data.rollout_id_R[data.rollout_of_rows()], data.position_N)
-        self._length_R = self._lengths((data.weight_N.numpy() != 0) | self._probed_N)
+        self._trained_N = data.weight_N.numpy() != 0
+        self._length_R = self._lengths(self._trained_N | self._probed_N)
 
     def train_round(self, seed: int, round_number: int, progress: Callable[[str, int, int], None]) -> list[dict]:
         """All steps of the round; returns the rows of the steps table."""
@@ -112,16 +113,16 @@ class Trainer:
         rollouts in the order of their hashed ids until they hold CLOSING_POSITIONS. Columns as in the steps table."""
         order = np.lexsort((self.data.rollout_id_R, hash64(self.data.rollout_id_R)))
         enough = np.searchsorted(np.cumsum(self.data.row_count_R[order]), CLOSING_POSITIONS) + 1
-        everything_N, probe = np.ones(len(self.data.position_N), dtype=bool), Probe(self._grid)
-        for batch in micro_batches(order[:enough], self._lengths(everything_N), self.settings.micro_batch_tokens):
-            work = self._prepare(batch, everything_N)
+        all_N, probe = np.ones(len(self.data.position_N), dtype=bool), Probe(self._grid)
+        for batch in micro_batches(order[:enough], self._lengths(all_N), self.settings.micro_batch_tokens):
+            work = self._prepare(batch, trained_N=~all_N, probed_N=all_N)
             self._probe(work, self.student.hidden(work.input_ids_BT), probe)
         metrics = probe.metrics()
         return {"positions": metrics.pop("probe_tokens"), **metrics}
 
     def prepare_step(self, rollouts: np.ndarray) -> tuple[list[Work], int]:
         """The step's forward passes, and what its sum of losses is divided by."""
-        works = [self._prepare(batch, self._probed_N) for batch in
+        works = [self._prepare(batch, self._trained_N, self._probed_N) for batch in
                  micro_batches(rollouts, self._length_R, self.settings.micro_batch_tokens)]
         if self.settings.denominator == "all":
             return works, int(self.data.row_count_R[rollouts].sum())
@@ -188,11 +189,11 @@ class Trainer:
         self._updates += 1
         return grad_norm
 
-    def _prepare(self, batch: MicroBatch, probed_N: np.ndarray) -> Work:
+    def _prepare(self, batch: MicroBatch, trained_N: np.ndarray, probed_N: np.ndarray) -> Work:
         rows = self.data.rows(batch.rollouts_B)
         within = np.repeat(np.arange(len(batch.rollouts_B)), self.data.row_count_R[batch.rollouts_B])
         hidden = torch.from_numpy(within * batch.width + self._predicted_from_N[rows])
-        trained, probed_rows = self.data.weight_N.numpy()[rows] != 0, probed_N[rows]
+        trained, probed_rows = trained_N[rows], probed_N[rows]
         tokens = self.data.batch(rows[trained], within[trained])
         index = None if self.objective.whole_vocabulary else SupportIndex.build(self.objective.support(tokens))
         return Work(self.data.rollout_id_R[batch.rollouts_B], self.data.input_ids(batch),

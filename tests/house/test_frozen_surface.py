@@ -22,13 +22,14 @@ score.head_rows score.reuse score.teacher_hidden_states
 mask<special_tokens>.tokens mask<special_tokens>.occurrences mask<detector>.max_log_ratio
 mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
 objective<teacher_topk_lsm>.k objective<student_topk>.form objective<student_topk>.clip objective<student_topk>.k
-objective<union_topk>.k objective<tail_bucket_topk>.k objective<forward_kl_topk>.k objective<gkd>.beta
-objective<gkd>.support objective<gkd>.k objective<gkd>.teacher objective<skewed_topk>.alpha objective<skewed_topk>.k
-objective<stop_gradient_topk>.support objective<stop_gradient_topk>.k objective<truncated_topk>.k
-objective<full_vocabulary>.teacher objective<sampled_token>.gamma objective<sampled_token>.advantage
-objective<sampled_token>.ratio objective<sampled_token>.clip_low objective<sampled_token>.clip_high
-objective<sampled_token>.ratio_cap objective<sampled_token>.baseline objective<sampled_token>.advantage_clip
-objective<sampled_token_masked>.gamma objective<sampled_token_masked>.advantage objective<sampled_token_masked>.ratio
+objective<union_topk>.k objective<tail_bucket_topk>.k objective<forward_kl_topk>.k objective<gkd>.k
+objective<gkd>.beta objective<gkd>.support objective<gkd>.teacher objective<skewed_topk>.k
+objective<skewed_topk>.alpha objective<stop_gradient_topk>.support objective<stop_gradient_topk>.k
+objective<truncated_topk>.k objective<full_vocabulary>.teacher objective<sampled_token>.gamma
+objective<sampled_token>.advantage objective<sampled_token>.ratio objective<sampled_token>.clip_low
+objective<sampled_token>.clip_high objective<sampled_token>.ratio_cap objective<sampled_token>.baseline
+objective<sampled_token>.advantage_clip objective<sampled_token_masked>.gamma
+objective<sampled_token_masked>.advantage objective<sampled_token_masked>.ratio
 objective<sampled_token_masked>.clip_low objective<sampled_token_masked>.clip_high
 objective<sampled_token_masked>.ratio_cap objective<sampled_token_masked>.baseline
 objective<sampled_token_masked>.advantage_clip objective<lightning>.clip objective<dense>.support

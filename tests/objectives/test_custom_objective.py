@@ -8,8 +8,7 @@ import torch
 from pipeline.config.load import apply_settings, validate
 from pipeline.config.objectives import Custom, FullVocabulary, Gkd, SampledToken, TeacherTopKLsm
 from pipeline.objectives import build
-from pipeline.objectives.custom import source_sha256
-from pipeline.objectives.needs import needs
+from pipeline.objectives.custom import source_sha256, whole_vocabulary_teacher
 from storage.errors import ConfigError, UserError
 from tests.objectives.dense_reference import cached, product_loss, states
 
@@ -210,7 +209,8 @@ def test_a_module_without_a_source_has_no_hash(folder, factory, said):
 
 def test_an_objective_says_what_it_needs_besides_the_lists(folder):
     custom = lambda name, **options: Custom(factory=f"own_losses:{name}", options=options)
-    assert needs(TeacherTopKLsm()) == needs(SampledToken(baseline="kl")) == needs(Gkd()) == frozenset()
-    assert needs(custom("covering")) == frozenset()
-    assert needs(FullVocabulary()) == needs(Gkd(support="full")) == needs(custom("whole")) == {"teacher_hidden"}
-    assert needs(FullVocabulary(teacher="live")) == needs(custom("whole", teacher="live")) == {"teacher"}
+    source = whole_vocabulary_teacher
+    assert [source(each) for each in (TeacherTopKLsm(), SampledToken(baseline="kl"), Gkd(), custom("covering"))] == [
+        None] * 4
+    assert source(FullVocabulary()) == source(Gkd(support="full")) == source(custom("whole")) == "cache"
+    assert source(FullVocabulary(teacher="live")) == source(custom("whole", teacher="live")) == "live"

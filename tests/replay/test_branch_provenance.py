@@ -64,13 +64,11 @@ def test_a_kept_mask_keeps_the_text_that_the_run_recorded(played, store):
     assert context.document["sql_masks"] == read_run(open_store(store), "tiny")["sql_masks"]
 
 
-def test_under_other_versions_nothing_that_a_score_depends_on_is_mixed(store, monkeypatch):
-    import pipeline.replay.branch
-    import pipeline.versions
-
-    newer = pipeline.versions.versions() | {"torch": "2.99.0"}
-    for module in (pipeline.versions, pipeline.replay.branch):
-        monkeypatch.setattr(module, "versions", lambda: newer)
+def test_under_other_versions_nothing_that_a_score_depends_on_is_mixed(store, tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages" / "torch-2.99.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.99.0\n")
+    monkeypatch.syspath_prepend(installed.parent)
     context, _ = replay(store, name="hid", rescore=True, evaluate=False, settings=[
         "score.teacher_hidden_states=bfloat16", "objective.type=full_vocabulary"])
     assert shared_shards(context) == {"prompts": 4, "rollout": 4}

@@ -1,5 +1,7 @@
 """When a round's training ends early: the age cap and the drift fuse."""
 
+import itertools
+
 import pytest
 
 from pipeline.config.model import SampledToken, TeacherTopKLsm
@@ -47,16 +49,18 @@ def test_the_config_may_raise_the_cap_and_then_every_rollout_is_used(tables):
     assert len(train(trainer)) == 12 and trainer.stopped == "done"
 
 
-def test_the_fuse_ends_training_before_the_step_that_found_the_drift(tables, monkeypatch):
-    monkeypatch.setattr("pipeline.train.refresh.POSITIONS", 1)
-    free = trainer_of(tables, tiny_model(1), age_cap=12)
-    drifts = [row["drift"] for row in train(free)]
-    at = next(index for index, drift in enumerate(drifts) if drift)
-    trainer = trainer_of(tables, tiny_model(1), age_cap=12, drift_fuse=0.9 * drifts[at])
+def test_the_fuse_ends_training_before_the_step_that_found_the_drift():
+    tables = made_up_round(200, grid=32, longest=60)  # 50 steps of about 4 probed positions
+    free = train(trainer_of(tables, tiny_model(1)))
+    probed = list(itertools.accumulate(row["probe_tokens"] for row in free))
+    at = next(index for index, count in enumerate(probed) if count >= POSITIONS)
+    drift = sum((row["drift"] or 0) * row["probe_tokens"] for row in free[:at + 1]) / probed[at]
+    trainer = trainer_of(tables, tiny_model(1), drift_fuse=0.99 * drift)
     rows = train(trainer)
-    assert trainer.stopped == "drift_fuse" and len(rows) == at + 1
+    assert trainer.stopped == "drift_fuse" and len(rows) == at + 1 < len(free)
     assert [row["stopped"] for row in rows] == [None] * at + ["drift_fuse"] and rows[-1]["grad_norm"] == 0
-    assert rows[-1]["drift"] == drifts[at] and trainer.run_steps == at + 1
+    assert rows[-1]["drift"] == free[at]["drift"] and trainer.run_steps == at + 1
+    assert len(train(trainer_of(tables, tiny_model(1), drift_fuse=1.01 * max(row["drift"] or 0 for row in free)))) == 50
 
 
 def test_the_closing_figures_are_of_the_student_after_the_last_step(tables):
