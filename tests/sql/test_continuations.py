@@ -56,6 +56,9 @@ def test_verdicts_that_turn_are_shares_of_the_rollouts_that_ended_so(connection)
              "student_wrong_to_right", "teacher_wrong_to_right")
     assert [tuple(row[name] for name in shown) for row in (first, second, third)] == [
         (1, 0.5, 0.0, 2, 0.5, 0.75), (1, 1.0, 1.0, 1, 0.0, 1.0), (1, None, 0.0, 0, None, None)]
+    counts = ("student_turned_wrong", "teacher_turned_wrong", "student_turned_right", "teacher_turned_right")
+    assert [tuple(row[name] for name in counts) for row in (first, second, third)] == [
+        (1, 0, 2, 3), (1, 1, 0, 1), (0, 0, 0, 0)]
 
 
 def test_intervals_of_the_curve_count_rollouts(connection):
