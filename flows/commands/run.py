@@ -53,12 +53,21 @@ def tracker_warnings(result: dict) -> list[str]:
             if problem != "ok"]
 
 
+def ended_early(config, number: int) -> str:
+    """Why a committed round was trained on in part only; nothing if it was trained on to its end."""
+    from storage.objects import open_store
+    from storage.rounds import Round
+
+    stopped = Round(open_store(config.store), config.run, number).receipt("train", 0).facts["stopped"]
+    return "" if stopped == "done" else f" (train.{stopped} ended its training early: opd sql 'FROM trainings')"
+
+
 def print_result(config, result: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
     for played in result["played"]:
-        print(f"round {played['round']} committed: {played['manifest'][:12]}")
+        print(f"round {played['round']} committed: {played['manifest'][:12]}{ended_early(config, played['round'])}")
     for warning in tracker_warnings(result):
         print(warning)
     if not result["played"]:

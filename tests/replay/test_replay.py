@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands.run import ended_early
 from pipeline.replay.branch import make_branch, shared_shards
 from pipeline.replay.request import Request
 from storage import layout
@@ -206,3 +207,9 @@ def test_verify_tells_a_branch_whose_parent_changed_and_rounds_that_are_not_the_
     assert verify(open_store(store), "b") == []
     (Path(store) / layout.manifest("tiny", 0)).unlink()
     assert any("b branched off after it" in each.problem for each in verify(open_store(store), "b"))
+
+
+def test_training_that_ended_early_is_told_where_the_round_is(store):
+    context, _ = replay(store, settings=["train.age_cap=1"], name="capped", evaluate=False)
+    assert "train.age_cap ended its training early" in ended_early(context.config, 1)
+    assert ended_early(context.config.model_copy(update={"run": "tiny"}), 1) == ""
