@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.config.model import NOT_RECORDED
 from pipeline.config.paths import absolute
 from pipeline.track.interface import check_libraries
 from pipeline.versions import versions
@@ -59,7 +60,7 @@ def describe_run(config: RunConfig) -> dict:
     check_widths(config, agreement.shared)
     pool = check_pool(config)
     check_continuation(config, pool)
-    return {"config": config.model_dump(mode="json", exclude={"tracker"}), "format": 1, "versions": versions(),
+    return {"config": config.model_dump(mode="json", exclude=set(NOT_RECORDED)), "format": 1, "versions": versions(),
             "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "branch": None,
             "sql_masks": check_config(config.mask, tokenizer), "objective_source": check_objective(config),
             "prompt_pool": pool,
@@ -107,7 +108,7 @@ def refuse_other_config(config: RunConfig, document: dict) -> None:
     """Raise UserError naming the first keys in which `config` differs from the stored run's; also for edited masks."""
     from pipeline.mask.sources import refuse_edited
 
-    free = {"rounds", "store", "tracker"}  # a run may be extended, watched from elsewhere, and a store may be moved
+    free = {"rounds", "store", *NOT_RECORDED}  # a run may be extended, watched from elsewhere, and a store may be moved
     if config.threads is None:
         free.add("threads")  # null stands for what was resolved when the run began
     mine, theirs = ({key: value for key, value in each.items() if key not in free}

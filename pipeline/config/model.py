@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.continuation import Continuation
+from pipeline.config.engines import Engine, TransformersEngine
 from pipeline.config.evaluation import Evaluation
 from pipeline.config.objectives import (
     Objective,
@@ -19,15 +20,16 @@ from pipeline.config.objectives import (
     check_stored,
     spelled_out,
 )
-from pipeline.config.section import Count, Decay, Positive, Rate, Section, Share
+from pipeline.config.score import Score
+from pipeline.config.section import Dtype, Positive, Section, Share
 from pipeline.config.sources import FileSource, GeneratedSource, HubSource, Source
 from pipeline.config.trackers import Tracker
+from pipeline.config.train import Train
+from pipeline.config.workers import Workers
 from storage.layout import check_run_id
 
 __all__ = ["FileSource", "GeneratedSource", "HubSource", "Objective", "RunConfig", "SampledToken", "SampledTokenMasked",
            "Source", "TailBucketTopK", "TeacherTopKLsm"]
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 class Model(Section):
@@ -76,18 +78,6 @@ class Prompts(Section):
 # --- rollout ---------------------------------------------------------------------------------------------------
 
 
-class TransformersEngine(Section):
-    """Models and KV caches of transformers, decoded in batches that shrink as rollouts end."""
-
-    type: Literal["transformers"] = "transformers"
-    batch_size: Positive = 64
-    """Rollouts decoded together."""
-
-
-Engine = TransformersEngine
-"""Becomes a union on `type` with the second engine."""
-
-
 class Rollout(Section):
     """How the student writes. Defaults: Revisiting OPD, top-p .9 at temperature 1."""
 
@@ -98,30 +88,6 @@ class Rollout(Section):
     """For greedy decoding lower `top_p`, not this."""
     top_p: Share = 0.9
     max_new_tokens: Positive = 512
-
-
-# --- score -----------------------------------------------------------------------------------------------------
-
-
-class Score(Section):
-    """What one pass over the rollouts keeps."""
-
-    teacher_top_k: Positive = 32
-    student_top_k: Positive = 16
-    student_log_probs_at_teacher_topk: bool = False
-    """Adds about 40 bytes per token; exact drift on the teacher's support needs it."""
-    grid: Literal[16, 32] = 32
-    """Log-probs in top-K lists are multiples of 1/grid nat."""
-    batch_tokens: Positive = 8192
-    """Tokens (prompts included) per forward pass."""
-    head_rows: Positive = 1024
-    """Response rows per chunk of the head: bounds memory at head_rows x vocabulary logits per model."""
-    reuse: bool = False
-    """Takes the teacher's columns from rounds of the same store that scored the same tokens with the same teacher. Off:
-    a shard's bytes then depend on the config alone, and not on what else lies in the store."""
-    teacher_hidden_states: Literal["bfloat16", "float8"] | None = None
-    """Keeps the teacher's last hidden state of every token, and its head once: for objectives over the whole
-    vocabulary without a teacher. 2 bytes per token and width, or 1."""
 
 
 # --- mask ------------------------------------------------------------------------------------------------------
@@ -158,54 +124,16 @@ class SqlMask(Section):
 Mask = Annotated[SpecialTokens | Detector | SqlMask, Field(discriminator="type")]
 
 
-# --- train -----------------------------------------------------------------------------------------------------
-
-
-class Train(Section):
-    """AdamW over the cached round."""
-
-    learning_rate: Rate = 2e-6
-    warmup_steps: Count = 10
-    """Linear, counted over the whole run, not per round: a fresh Adam without it costs most of the first rounds."""
-    rollouts_per_step: Positive = 64
-    epochs: Positive = 1
-    """Passes over the round's rollouts."""
-    micro_batch_tokens: Positive = 8192
-    """Tokens (prompts included) per forward pass; a step accumulates as many as it needs."""
-    beta1: Decay = 0.9
-    beta2: Decay = 0.95
-    eps: Rate = 1e-8
-    weight_decay: float = Field(default=0.0, ge=0, strict=False)
-    max_grad_norm: Rate = 1.0
-    precision: Dtype = "float32"
-    """Of the forward pass; bfloat16 keeps float32 master weights."""
-    gradient_checkpointing: bool = False
-    """Keeps only the input of each layer and computes the layer again in the backward pass: the same gradients for one
-    more forward pass, in memory that long responses of a large student fit into."""
-    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """A step's loss is the mean over its tokens (Revisiting OPD), or over its rollouts of the mean in each."""
-    denominator: Literal["unmasked", "all"] = "unmasked"
-    """The token mean divides by unmasked tokens, or by all response tokens."""
-    age_cap: Positive | None = None
-    """Most optimizer steps on one round's rollouts; null: 4 for objectives of the sampled token, 8 for all others."""
-    drift_fuse: Rate | None = 0.05
-    """Nats of KL(p_0 || p_now), over the cached student top-k and its tail on the probed 1/32 of a step's positions, at
-    which the round's training ends early, before that step is applied; null: never."""
-
-    @model_validator(mode="after")
-    def _denominator_is_of_the_token_mean(self):
-        if self.reduction == "sequence_mean" and self.denominator == "all":
-            raise ValueError("train.denominator = 'all' is of the token mean, and train.reduction = 'sequence_mean' "
-                             "divides by rollouts: drop one of the two")
-        return self
-
-
 def with_default_objective(document: dict) -> dict:
     """`objective.k = 8` alone means the default objective with k = 8; a dotted type means a custom one."""
     objective = document.get("objective")
     if not isinstance(objective, dict):
         return document
     return {**document, "objective": spelled_out(objective)}
+
+
+NOT_RECORDED = frozenset({"tracker", "workers"})
+"""Keys of RunConfig that change nothing a run computes, and may differ whenever it goes on."""
 
 
 class RunConfig(Section):
@@ -235,6 +163,8 @@ class RunConfig(Section):
     """Grades the student on held-out problems after its rounds; null: never."""
     tracker: list[Tracker] = []
     """Where the steps are shown besides the store. Not part of the run's identity, and not recorded in run.json."""
+    workers: Workers = Workers()
+    """Who computes the shards. Not part of the run's identity, and not recorded in run.json."""
 
     @model_validator(mode="before")
     @classmethod

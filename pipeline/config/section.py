@@ -1,6 +1,6 @@
 """What every section of the config is made of: strictness, and the kinds of numbers."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,4 +26,5 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, strict=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=False)]
+Dtype = Literal["float32", "bfloat16"]
 Decay = Annotated[float, Field(ge=0, lt=1, strict=False)]

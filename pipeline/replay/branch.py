@@ -14,7 +14,7 @@ request, or by whoever goes on with it: run.json says all that is needed.
 from dataclasses import asdict, replace
 
 from pipeline.config import RunConfig
-from pipeline.config.model import SqlMask
+from pipeline.config.model import NOT_RECORDED, SqlMask
 from pipeline.config.objectives import missing_hidden_states
 from pipeline.context import RoundContext, open_context
 from pipeline.replay.request import Request, branch_config, changes
@@ -188,7 +188,7 @@ def _document(source: Round, config: RunConfig, changed: RunConfig, request: Req
     edited = ["objective_source"] if changed.objective == config.objective and objective != parent.get(
         "objective_source") else []
     return {**parent, **_teacher(parent, config, changed, tokenizer), "versions": versions(), "sql_masks": masks,
-            "config": changed.model_dump(mode="json", exclude={"tracker", "store"}), "objective_source": objective,
+            "config": changed.model_dump(mode="json", exclude={*NOT_RECORDED, "store"}), "objective_source": objective,
             "benchmarks": parent["benchmarks"] if changed.evaluation else None,
             "branch": {"run": source.run, "round": source.number, "verb": request.verb,
                        "manifest": parent_manifest(source.store, source.run, source.number),

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.config.load import apply_settings, validate
+from pipeline.config.model import NOT_RECORDED
 from pipeline.config.objectives import Objective, missing_hidden_states
 from storage import documents
 from storage.errors import ConfigError, UserError
@@ -66,7 +67,8 @@ def branch_config(parent: RunConfig, request: Request) -> RunConfig:
 def _refuse_ignored(request: Request) -> None:
     """Settings that would be overwritten, or that no run.json holds."""
     instead = {"run": "--as names the branch", "rounds": "`opd continue BRANCH --rounds N` goes on with it",
-               "store": "--store names it", "tracker": "`opd track BRANCH` shows it elsewhere"}
+               "store": "--store names it", "tracker": "`opd track BRANCH` shows it elsewhere",
+               "workers": "the config that plays it says so"}
     for setting in request.settings:
         key = setting.partition("=")[0].split(".")[0].strip()
         if key in instead:
@@ -75,7 +77,7 @@ def _refuse_ignored(request: Request) -> None:
 
 def changes(parent: RunConfig, config: RunConfig) -> list[str]:
     """Dotted keys in which a branch's config differs, its id and its number of rounds apart."""
-    return [key for key in documents.differing_keys(*(each.model_dump(mode="json", exclude={"tracker"})
+    return [key for key in documents.differing_keys(*(each.model_dump(mode="json", exclude=set(NOT_RECORDED))
                                                       for each in (parent, config)))
             if key not in ("run", "rounds")]
 
@@ -132,6 +134,6 @@ def _refuse_other_changes(parent: RunConfig, config: RunConfig, request: Request
 def _name(parent: RunConfig, config: RunConfig, request: Request) -> str:
     """<run>.r<round>.<objective>.<8 digits of what is changed>"""
     what = "scores" if request.rescore else config.objective.type.rpartition(".")[2]
-    digest = documents.sha256(config.model_dump_json(exclude={"tracker", "run", "store"}).encode())[:8]
+    digest = documents.sha256(config.model_dump_json(exclude={*NOT_RECORDED, "run", "store"}).encode())[:8]
     tail = f".r{request.number}.{what}.{digest}".lower()
     return request.run[:MAX_NAME - len(tail)].rstrip(".-_") + tail
