@@ -2,9 +2,25 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Count, Decay, Dtype, Positive, Rate, Section
+
+
+class Lora(Section):
+    """Trains W + alpha / rank * B A in place of W, with all of W frozen (Hu et al., arXiv 2106.09685), through peft."""
+
+    rank: Positive = 32
+    alpha: Rate = 64
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names that the trained modules end with, as in ["q_proj", "v_proj"]; "all-linear": all but the output head."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_module(cls, names):
+        if not names:
+            raise ValueError('names no module: give some, or "all-linear"')
+        return names
 
 
 class Train(Section):
@@ -22,12 +38,24 @@ class Train(Section):
     beta2: Decay = 0.95
     eps: Rate = 1e-8
     weight_decay: float = Field(default=0.0, ge=0, strict=False)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps both moments in 8 bits, 2 bytes per parameter where AdamW has 8 (bitsandbytes, on a GPU)."""
     max_grad_norm: Rate = 1.0
     precision: Dtype = "float32"
     """Of the forward pass; bfloat16 keeps float32 master weights."""
     gradient_checkpointing: bool = False
     """Keeps only the input of each layer and computes the layer again in the backward pass: the same gradients for one
     more forward pass, in memory that long responses of a large student fit into."""
+    packing: Literal["auto", "padded", "packed"] = "auto"
+    """A forward pass as a table padded to its longest rollout, or as rollouts end to end, each attending to itself.
+    auto: packed on a GPU in bfloat16 where attention has a kernel for it, padded otherwise."""
+    compile: bool = False
+    """torch.compile of each layer at its first pass, which takes a minute and a C++ compiler."""
+    ranks: Positive = 1
+    """Processes that share every step, one per GPU (on a CPU they share out `threads`), weights and optimizer sharded
+    by FSDP2. What a step computes does not depend on it, beyond rounding."""
+    lora: Lora | None = None
+    """Trains an adapter; null: all weights."""
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
     """A step's loss is the mean over its tokens (Revisiting OPD), or over its rollouts of the mean in each."""
     denominator: Literal["unmasked", "all"] = "unmasked"
@@ -43,4 +71,11 @@ class Train(Section):
         if self.reduction == "sequence_mean" and self.denominator == "all":
             raise ValueError("train.denominator = 'all' is of the token mean, and train.reduction = 'sequence_mean' "
                              "divides by rollouts: drop one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _a_sharded_optimizer_is_adamw(self):
+        if self.optimizer == "adamw8bit" and self.ranks > 1:
+            raise ValueError("train.optimizer = 'adamw8bit' does not shard its state over train.ranks: set ranks = 1, "
+                             "or optimizer = 'adamw'")
         return self

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.ragged import starts_of
 from pipeline.streams import hash64
 
 
@@ -22,13 +23,23 @@ def steps_of_epoch(rollout_id_R: np.ndarray, seed: int, round_number: int, epoch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rollouts of one forward pass, padded on the right to `width` tokens."""
+    """Rollouts of one forward pass: a table padded on the right to `width` tokens, or packed end to end."""
 
     rollouts_B: np.ndarray
     width: int
+    packed_B: np.ndarray | None = None
+    """Tokens of each rollout in a packed row; None for a padded table."""
+
+    @property
+    def starts_B(self) -> np.ndarray:
+        """Where each rollout begins among the flattened hidden states."""
+        if self.packed_B is None:
+            return np.arange(len(self.rollouts_B)) * self.width
+        return starts_of(self.packed_B)
 
 
-def micro_batches(rollouts: np.ndarray, length_R: np.ndarray, micro_batch_tokens: int) -> list[MicroBatch]:
+def micro_batches(rollouts: np.ndarray, length_R: np.ndarray, micro_batch_tokens: int,
+                  packed: bool = False) -> list[MicroBatch]:
     """Cut `rollouts` into forward passes of at most `micro_batch_tokens` tokens, padding included.
 
     Longest first, so that neighbours are of similar length and memory that does not suffice shows at once. A rollout
@@ -38,8 +49,12 @@ def micro_batches(rollouts: np.ndarray, length_R: np.ndarray, micro_batch_tokens
     rollouts = rollouts[np.argsort(-length_R[rollouts], kind="stable")]
     batches, start = [], 0
     while start < len(rollouts):
-        width = int(length_R[rollouts[start]])
-        end = start + max(1, micro_batch_tokens // width)
-        batches.append(MicroBatch(rollouts[start:end], width))
+        lengths = length_R[rollouts[start:]]
+        width = int(lengths[0])
+        fit = micro_batch_tokens // width
+        if packed:
+            fit = int(np.searchsorted(np.cumsum(lengths), micro_batch_tokens, "right"))
+        end = start + max(1, fit)
+        batches.append(MicroBatch(rollouts[start:end], width, length_R[rollouts[start:end]] if packed else None))
         start = end
     return batches

@@ -3,7 +3,7 @@
 Shapes: N positions, D model width, V vocabulary, C a chunk of it, K teacher and k student entries, S ids asked for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ def summary(hidden_ND: Tensor, weight_VD: Tensor, k: int, *, bias: Tensor | None
     H = lse - sum_v p_v z_v; the sum is kept relative to the largest logit so far, and scaled when that grows.
     """
     sweep = Sweep(len(weight_VD) if vocab is None else vocab, scale, softcap, compute_dtype(hidden_ND, weight_VD))
+    parts = [_swept(hidden_ND[rows], weight_VD, k, bias, sweep) for rows in sweep.blocks(hidden_ND)]
+    return Summary(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Summary)))
+
+
+def _swept(hidden_ND: Tensor, weight_VD: Tensor, k: int, bias: Tensor | None, sweep: Sweep) -> Summary:
     rows_ND = hidden_ND.to(sweep.dtype)
     largest_N1 = rows_ND.new_full((len(rows_ND), 1), -torch.inf)
     mass_N, weighted_N = rows_ND.new_zeros(len(rows_ND)), rows_ND.new_zeros(len(rows_ND))

@@ -5,8 +5,9 @@
 
 Never holds [N, V]. Pass 1 sums both normalisers, pass 2 the losses and G; the backward pass computes every chunk of
 logits again. f is any divergence of pipeline/objectives/divergence.py: a plain sum over ids, differentiated by autograd
-within the chunk. The weight's gradient goes straight into weight.grad (in_place.py); the teacher gets none. Everything
-is computed in float32 (float64 if an input is), whatever the dtypes of hidden states and heads.
+within the chunk. The weight's gradient goes straight into weight.grad, or with `in_place=False` to autograd
+(in_place.py); the teacher gets none. Everything is computed in float32 (float64 if an input is), whatever the dtypes
+of hidden states and heads.
 Price: the student's head is multiplied 5 times and the teacher's 3 times, where full logits need 3 and 1. 256 positions
 at width 896 and 151,936 ids take one thread 6.4 s and 60 MB forward and backward, with full logits 3.9 s and 975 MB.
 
@@ -23,15 +24,16 @@ from pipeline.models import Head
 from pipeline.objectives.divergence import Divergence
 from pipeline.objectives.outside import FLOOR
 from pipeline.objectives.support import LEAST_LOG_Q
-from pipeline.train.in_place import add_product_, gradient_buffer
+from pipeline.train.in_place import add_product_, gradient_target
 from pipeline.train.log_normaliser import Sweep
 from pipeline.train.squash import compute_dtype, slope
 
 
 def full_vocabulary_loss(hidden_ND: Tensor, head: Head, teacher_hidden_NE: Tensor, teacher_head: Head,
-                         divergence: Divergence, *, stop_gradient: bool = False, vocab: int | None = None) -> Tensor:
+                         divergence: Divergence, *, stop_gradient: bool = False, vocab: int | None = None,
+                         in_place: bool = True) -> Tensor:
     """loss_N over the first `vocab` ids (all of the student's head if None), in nats (Rethinking OPD, eq. 4, for
-    reverse_kl). Differentiable in hidden_ND and in the student's weight and bias, which must be leaves.
+    reverse_kl). Differentiable in hidden_ND and in the student's weight and bias, which must be leaves if `in_place`.
 
     `divergence` must be a sum over ids of a function of log p and log q there. A logit of -inf is probability 0: the
     student's gets no gradient, mass on the teacher's costs -LEAST_LOG_Q nats, as on a support.
@@ -41,7 +43,7 @@ def full_vocabulary_loss(hidden_ND: Tensor, head: Head, teacher_hidden_NE: Tenso
     dtype = compute_dtype(hidden_ND, head.weight_VD, teacher_hidden_NE, teacher_head.weight_VD)
     comparison = _Comparison(_Side.of(head, vocab, dtype), _Side.of(teacher_head, vocab, dtype), divergence,
                              stop_gradient)
-    return _FullVocabulary.apply(hidden_ND, head.weight_VD, head.bias, teacher_hidden_NE.detach(), comparison)
+    return _FullVocabulary.apply(hidden_ND, head.weight_VD, head.bias, teacher_hidden_NE.detach(), comparison, in_place)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class _Comparison:
 
 class _FullVocabulary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, teacher_hidden_NE, comparison):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, teacher_hidden_NE, comparison, in_place):
         student, teacher = comparison.student, comparison.teacher
         rows_ND, rows_NE = hidden_ND.to(comparison.dtype), teacher_hidden_NE.to(comparison.dtype)
         chunks = comparison.chunks(rows_ND)
@@ -116,7 +118,7 @@ class _FullVocabulary(torch.autograd.Function):
             loss_N += part_N
             slopes_N += slopes_NC.sum(1)
         ctx.save_for_backward(hidden_ND, teacher_hidden_NE, *lse_p, *lse_q, slopes_N)
-        ctx.weight_VD, ctx.bias_V, ctx.comparison = weight_VD, bias_V, comparison
+        ctx.weight_VD, ctx.bias_V, ctx.comparison, ctx.in_place = weight_VD, bias_V, comparison, in_place
         return loss_N
 
     @staticmethod
@@ -127,6 +129,8 @@ class _FullVocabulary(torch.autograd.Function):
         student, head = comparison.student, comparison.student.head
         rows_ND, rows_NE = hidden_ND.to(comparison.dtype), teacher_hidden_NE.to(comparison.dtype)
         grad_rows_ND = torch.zeros_like(rows_ND)
+        buffer_VD, grad_weight_VD = gradient_target(ctx.weight_VD, ctx.needs_input_grad[1], ctx.in_place)
+        buffer_V, grad_bias_V = gradient_target(ctx.bias_V, ctx.needs_input_grad[2], ctx.in_place)
         for chunk in comparison.chunks(rows_ND):
             weight_CD = student.weight(chunk)
             logits_NC = student.logits(rows_ND, weight_CD, chunk)
@@ -137,8 +141,8 @@ class _FullVocabulary(torch.autograd.Function):
             grad_NC = grad_NC.mul_(slope(logits_NC, head.scale, head.softcap))
             if ctx.needs_input_grad[0]:
                 grad_rows_ND.addmm_(grad_NC, weight_CD)
-            if ctx.needs_input_grad[1]:
-                add_product_(gradient_buffer(ctx.weight_VD)[chunk], grad_NC, rows_ND)
-            if ctx.needs_input_grad[2]:
-                gradient_buffer(ctx.bias_V)[chunk] += grad_NC.sum(0)
-        return grad_rows_ND.to(hidden_ND.dtype), None, None, None, None
+            if buffer_VD is not None:
+                add_product_(buffer_VD[chunk], grad_NC, rows_ND)
+            if buffer_V is not None:
+                buffer_V[chunk] += grad_NC.sum(0)
+        return grad_rows_ND.to(hidden_ND.dtype), grad_weight_VD, grad_bias_V, None, None, None

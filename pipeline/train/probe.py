@@ -26,6 +26,7 @@ from pipeline.objectives import TokenBatch
 from pipeline.objectives.support import LEAST_LOG_Q, exact_mass
 from pipeline.streams import hash64
 from pipeline.train.current import Current
+from pipeline.train.parallel import OneProcess
 
 MEANS = ("drift", "student_mass", "opd_reverse_kl", "teacher_kl", "student_entropy", "topk_left")
 """Columns that are means over positions; `ess` is not."""
@@ -55,9 +56,10 @@ class Probe:
             now.log_prob_N - batch.teacher_log_prob_N, teacher_kl(batch, now.at_teacher_NK), now.entropy_N,
             left(batch, now.topk_ids_Nk), log_ratio_N)]))
 
-    def metrics(self) -> dict:
-        """Columns of the steps table; null where no position was probed."""
-        values = torch.cat(self._values, dim=1).cpu() if self._values else torch.empty(len(MEANS) + 1, 0)
+    def metrics(self, ranks: OneProcess = OneProcess()) -> dict:
+        """Columns of the steps table over the positions of all ranks; null where no position was probed."""
+        none = torch.empty(len(MEANS) + 1, 0, dtype=torch.float64)
+        values = ranks.together(torch.cat(self._values, dim=1).cpu() if self._values else none)
         count = values.shape[1]
         if count == 0:
             return {**dict.fromkeys((*MEANS, "ess")), "probe_tokens": 0}

@@ -20,6 +20,7 @@ import torch
 from pipeline.objectives import TokenBatch
 from pipeline.provenance import check_tokens, check_writer
 from pipeline.ragged import Ragged, Spans, ranges, starts_of
+from pipeline.score.unknown import stand_in
 from pipeline.train.batches import MicroBatch
 from storage.codec import columns_to_torch
 from storage.errors import IntegrityError, UserError
@@ -71,9 +72,13 @@ class RoundTokens:
         return self.prompt_length_R[self.rollout_of_rows()] + self.position_N - 1
 
     def input_ids(self, batch: MicroBatch) -> torch.Tensor:
-        """input_ids_BT, padded with 0 on the right: no token that counts ever sees padding."""
+        """input_ids_BT, padded with 0 on the right: no token that counts ever sees padding. One row if packed; one
+        token of padding if there is no rollout."""
+        if batch.packed_B is not None:
+            return self.token_L[torch.from_numpy(ranges(self.sequence_start_R[batch.rollouts_B],
+                                                        batch.packed_B))][None].long()
         length_B = np.minimum(self.sequence_length_R[batch.rollouts_B], batch.width)
-        input_ids_BT = torch.zeros(len(batch.rollouts_B), batch.width, dtype=torch.long)
+        input_ids_BT = torch.zeros(max(1, len(batch.rollouts_B)), batch.width, dtype=torch.long)
         into = ranges(np.arange(len(length_B)) * batch.width, length_B)
         out_of = ranges(self.sequence_start_R[batch.rollouts_B], length_B)
         input_ids_BT.view(-1)[torch.from_numpy(into)] = self.token_L[torch.from_numpy(out_of)].long()
@@ -116,7 +121,7 @@ def join(rollouts: pa.Table, tokens: pa.Table, mask: pa.Table, where: str) -> Ro
         _same(_numpy(table, "position"), position_N, f"position of {name}", where)
     sampled_N = responses.values[responses.starts[owner_N] + position_N]
     _same(_numpy(tokens, "token_id"), sampled_N, "token_id of tokens", where)
-    columns = columns_to_torch(tokens, BATCH_COLUMNS.values())
+    columns = columns_to_torch(stand_in(tokens), BATCH_COLUMNS.values())
     weight_N = columns_to_torch(mask, ["weight"])["weight"]
     for name, column in {**columns, "weight": weight_N}.items():
         _check_no_nan(name, column, rollout_id_N, position_N, where)

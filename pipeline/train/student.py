@@ -7,7 +7,10 @@ forward pass.
 Shapes: B rollouts and T tokens of a forward pass, M rows of it, D model width, V vocabulary.
 """
 
+from __future__ import annotations
+
 import contextlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,15 +18,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models import output_head, trunk
 from pipeline.train.in_place import embed
+from pipeline.train.inputs import Inputs
+from pipeline.train.optimizer import Named
 from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.train.sharded import ShardedModel
 
 
 class Student:
     """A causal language model with float32 weights, and how to run it."""
 
     def __init__(self, model: nn.Module, *, precision: str = "float32", vocabulary: int | None = None,
-                 gradient_checkpointing: bool = False):
-        """`precision` is of the trunk's matrix products; `vocabulary`: ids both models share, all if None."""
+                 gradient_checkpointing: bool = False, sharded: ShardedModel | None = None):
+        """`precision` is of the trunk's matrix products; `vocabulary`: ids both models share, all if None; `sharded`:
+        how `model` is cut over ranks."""
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "master weights are float32"
         use_in_place_embedding(model)
         self.model = model.eval()
@@ -32,15 +41,28 @@ class Student:
         self.head = output_head(model)
         self.vocabulary = vocabulary
         self.device = next(model.parameters()).device
+        self.weights: Named = sharded or model
+        """What the optimizer trains."""
+        self._sharded = sharded
         self._trunk = trunk(model)
         self._autocast = precision == "bfloat16"
 
-    def hidden(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden states before the head, [B * T, D]."""
-        input_ids_BT = input_ids_BT.to(self.device)
+    def hidden(self, inputs: Inputs | torch.Tensor) -> torch.Tensor:
+        """Hidden states before the head, [B * T, D]; `inputs` may be padded ids alone."""
+        inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         with self._products():
-            hidden_BTD = self._trunk(input_ids_BT)
+            hidden_BTD = self._trunk(inputs.ids_BT.to(self.device), **inputs.boundaries(self.device))
         return hidden_BTD.flatten(0, 1)
+
+    def reduce_gradients(self) -> None:
+        """Sum over ranks what is not summed yet: once, after a step's last backward pass."""
+        if self._sharded is not None:
+            self._sharded.reduce_gradients()
+
+    def updated(self) -> None:
+        """Let every rank see the optimizer's update."""
+        if self._sharded is not None:
+            self._sharded.updated()
 
     def _products(self) -> contextlib.AbstractContextManager:
         """The precision of matrix products. No cache of bfloat16 weights: each is used once per forward pass, and the

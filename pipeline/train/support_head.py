@@ -6,16 +6,16 @@ A loss on z needs 6 * K * D operations per position, forward and backward; the d
   forward   a sampled product: one dot product per pair (n, s)
   dH_n      = sum_s g_ns w_{id(n, s)}: a weighted bag of rows of W
   dW_u      = sum of g_ns h_n over the pairs with id u: a weighted bag of rows of H, added to weight.grad in place
-On a CPU, one thread, the three take 22, 10 and 33 ms for 1024 x 64 Zipf ids at width 896. Embedding bags beat
-torch.sparse.mm, 37 and 139 ms, and need no MKL. Everything is computed in float32 (float64 if an input is), whatever
-the dtypes of H and W. The path depends on the device alone, never on sizes.
+The three are computed by sparse matrices on a CPU, by dense products over distinct ids or by fused Triton kernels on a
+GPU (support_paths.py says which). Sums are float32 (float64 if an input is), whatever the dtypes of H and W.
 
-Gradients of weight and bias go straight into .grad (in_place.py).
+Gradients of weight and bias go straight into .grad (in_place.py), or with `in_place=False` to autograd, whole: for
+sharded training, whose hooks must see them.
 
-Shapes: N positions, D model width, V vocabulary, S support entries, P = N * S pairs, U distinct ids, C a chunk.
+Shapes: N positions, D model width, V vocabulary, S support entries, P = N * S pairs, U distinct ids.
 """
 
-import warnings
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -24,27 +24,19 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.objectives.batch import StudentLogits
 from pipeline.train import log_normaliser as normaliser
-from pipeline.train.in_place import gradient_buffer
-from pipeline.train.squash import compute_dtype, slope, squash
-from pipeline.train.support_index import BLOCK, SupportIndex
-
-GATHERED = 2**24
-"""Most numbers that are gathered at a time off the CPU: 64 MB in float32."""
-BLOCKS_OFF_CPU = 32
-"""Blocks of distinct ids per weight-gradient step off the CPU, where a launch costs more than a cache miss."""
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch says once per process that CSR tensors are in beta: here
-    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
+from pipeline.train.in_place import gradient_target
+from pipeline.train.squash import slope, squash
+from pipeline.train.support_index import CHUNK, SupportIndex
+from pipeline.train.support_paths import path_of
 
 
 def student_logits(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex, *, log_normaliser: bool,
                    bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None,
-                   vocab: int | None = None) -> StudentLogits:
+                   vocab: int | None = None, in_place: bool = True, path: ModuleType | None = None) -> StudentLogits:
     """What `Objective.loss` needs. `log_normaliser`: with the sums over the first `vocab` rows of the head (all if
     None), the ids both models share."""
-    options = {"bias": bias, "scale": scale, "softcap": softcap}
-    logits_NS = support_logits(hidden_ND, weight_VD, index, **options)
+    options = {"bias": bias, "scale": scale, "softcap": softcap, "in_place": in_place}
+    logits_NS = support_logits(hidden_ND, weight_VD, index, path=path, **options)
     if not log_normaliser:
         return StudentLogits(logits_NS)
     log_outside_N = normaliser.log_normaliser(hidden_ND, weight_VD, vocab=vocab, exclude=index, **options)
@@ -53,23 +45,29 @@ def student_logits(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex, *,
 
 
 def support_logits(hidden_ND: Tensor, weight_VD: Tensor, support: SupportIndex | Tensor, *,
-                   bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """logits_NS at a support, given as an index or as ids_NS. Differentiable in hidden, weight and bias."""
-    index = support if isinstance(support, SupportIndex) else SupportIndex.build(support)
-    return _SupportLogits.apply(hidden_ND, weight_VD, bias, index, scale, softcap)
+                   bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None,
+                   in_place: bool = True, path: ModuleType | None = None) -> Tensor:
+    """logits_NS at a support, given as an index or as ids_NS. Differentiable in hidden, weight and bias.
+
+    in_place: weight and bias must be leaves and get their gradients in .grad; else any tensors, and autograd gets dense
+    gradients. path: instead of the one that support_paths chooses.
+    """
+    if not isinstance(support, SupportIndex):
+        support = SupportIndex.build(support, None if hidden_ND.device.type == "cpu" else CHUNK)
+    path = path or path_of(hidden_ND, weight_VD, support)
+    return _SupportLogits.apply(hidden_ND, weight_VD, bias, support, scale, softcap, in_place, path)
 
 
 class _SupportLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, index, scale, softcap):
-        dtype = compute_dtype(hidden_ND, weight_VD)
-        table, ids_NS = _table(weight_VD, index, dtype)
-        raw_NS = _dots(hidden_ND.to(dtype), table, ids_NS)
+    def forward(ctx, hidden_ND, weight_VD, bias_V, index, scale, softcap, in_place, path):
+        raw_NS = path.dots(hidden_ND, weight_VD, index)
         if bias_V is not None:
-            raw_NS = raw_NS + bias_V[index.ids_NS].to(dtype)
+            raw_NS = raw_NS + bias_V[index.ids_NS].to(raw_NS.dtype)
         logits_NS = squash(raw_NS, scale, softcap)
         ctx.save_for_backward(hidden_ND, logits_NS if softcap else None)
-        ctx.weight_VD, ctx.bias_V, ctx.index, ctx.scale, ctx.softcap = weight_VD, bias_V, index, scale, softcap
+        ctx.weight_VD, ctx.bias_V, ctx.index, ctx.path = weight_VD, bias_V, index, path
+        ctx.scale, ctx.softcap, ctx.in_place = scale, softcap, in_place
         return logits_NS
 
     @staticmethod
@@ -79,62 +77,20 @@ class _SupportLogits(torch.autograd.Function):
         grad_NS = (grad_NS * slope(logits_NS, ctx.scale, ctx.softcap)).contiguous()
         grad_hidden_ND = None
         if ctx.needs_input_grad[0]:
-            table, ids_NS = _table(ctx.weight_VD, ctx.index, grad_NS.dtype)
-            grad_hidden_ND = _weighted_rows(table, ids_NS, grad_NS).to(hidden_ND.dtype)
-        if ctx.needs_input_grad[1]:
-            _add_weight_gradient(gradient_buffer(ctx.weight_VD), hidden_ND.to(grad_NS.dtype), grad_NS, ctx.index)
-        if ctx.needs_input_grad[2]:
-            bias_grad_V = gradient_buffer(ctx.bias_V)
-            bias_grad_V.index_add_(0, ctx.index.ids_NS.flatten(), grad_NS.flatten().to(bias_grad_V.dtype))
-        return grad_hidden_ND, None, None, None, None, None
+            grad_hidden_ND = ctx.path.hidden_gradient(hidden_ND, ctx.weight_VD, grad_NS, ctx.index)
+        buffer_VD, grad_weight_VD = gradient_target(ctx.weight_VD, ctx.needs_input_grad[1], ctx.in_place)
+        if buffer_VD is not None:
+            ctx.path.add_weight_gradient(buffer_VD, hidden_ND, grad_NS, ctx.index)
+        buffer_V, grad_bias_V = gradient_target(ctx.bias_V, ctx.needs_input_grad[2], ctx.in_place)
+        if buffer_V is not None:
+            _add_bias_gradient(buffer_V, grad_NS, ctx.index)
+        return grad_hidden_ND, grad_weight_VD, grad_bias_V, None, None, None, None, None
 
 
-def _table(weight_VD: Tensor, index: SupportIndex, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weight and the ids in it; a compact copy in `dtype` if the weight has another."""
-    if weight_VD.dtype == dtype:
-        return weight_VD, index.ids_NS
-    return weight_VD[index.ids_U].to(dtype), torch.searchsorted(index.ids_U, index.ids_NS)
-
-
-def _dots(hidden_ND: Tensor, table: Tensor, ids_NS: Tensor) -> Tensor:
-    """h_n . table[ids_ns] for every pair."""
-    if hidden_ND.device.type == "cpu" and ids_NS.numel():
-        return _sampled_dots(hidden_ND, table, ids_NS)
-    return _gathered_dots(hidden_ND, table, ids_NS)
-
-
-def _sampled_dots(hidden_ND: Tensor, table: Tensor, ids_NS: Tensor) -> Tensor:
-    """By a CSR matrix with the ids as columns, neither sorted nor distinct: its kernel needs neither."""
-    starts_N = torch.arange(0, ids_NS.numel() + 1, ids_NS.shape[1])
-    pattern = torch.sparse_csr_tensor(starts_N, ids_NS.flatten(), hidden_ND.new_zeros(ids_NS.numel()),
-                                      size=(len(ids_NS), len(table)), check_invariants=False)
-    return torch.sparse.sampled_addmm(pattern, hidden_ND, table.t(), beta=0.0).values().view(ids_NS.shape)
-
-
-def _gathered_dots(hidden_ND: Tensor, table: Tensor, ids_NS: Tensor) -> Tensor:
-    """By gathering rows, a chunk of positions at a time."""
-    rows = max(1, GATHERED // max(1, ids_NS.shape[1] * table.shape[1]))
-    chunks = [torch.einsum("nsd,nd->ns", table[ids_CS], hidden_CD)
-              for ids_CS, hidden_CD in zip(ids_NS.split(rows), hidden_ND.split(rows))]
-    return torch.cat(chunks)
-
-
-def _weighted_rows(table: Tensor, ids_NS: Tensor, weight_NS: Tensor) -> Tensor:
-    """sum_s weight_ns * table[ids_ns]."""
-    if not ids_NS.numel():
-        return table.new_zeros(len(ids_NS), table.shape[1])
-    return F.embedding_bag(ids_NS, table, per_sample_weights=weight_NS, mode="sum")
-
-
-def _add_weight_gradient(buffer_VD: Tensor, hidden_ND: Tensor, grad_NS: Tensor, index: SupportIndex) -> None:
-    """buffer[u] += sum of g_ns * h_n over the pairs with id u, a block of distinct ids at a time."""
-    rows_P, grad_P = index.rows_P, grad_NS.flatten()[index.order_P]
-    blocks = 1 if buffer_VD.device.type == "cpu" else BLOCKS_OFF_CPU
-    starts = range(0, len(index.bounds) - 1, blocks)
-    for block in starts:
-        first, last = index.bounds[block], index.bounds[min(block + blocks, len(index.bounds) - 1)]
-        ids = slice(block * BLOCK, (block + blocks) * BLOCK)
-        sums = F.embedding_bag(rows_P[first:last], hidden_ND, index.offsets_U[ids] - first,
-                               per_sample_weights=grad_P[first:last], mode="sum")
-        buffer_VD.index_add_(0, index.ids_U[ids], sums.to(buffer_VD.dtype))
-
+def _add_bias_gradient(buffer_V: Tensor, grad_NS: Tensor, index: SupportIndex) -> None:
+    """buffer[u] += sum of g_ns over the pairs with id u; off the CPU by distinct ids, so that no thread's order
+    counts."""
+    ids, sums = index.ids_NS.flatten(), grad_NS.flatten()
+    if buffer_V.device.type != "cpu" and len(ids):
+        ids, sums = index.ids_U, F.embedding_bag(index.order_P, sums[:, None], index.offsets_U, mode="sum")[:, 0]
+    buffer_V.index_add_(0, ids, sums.to(buffer_V.dtype))

@@ -27,6 +27,7 @@ from pipeline.hidden.head import read_head
 from pipeline.hidden.teacher import checked_teacher
 from pipeline.models import Head, device, output_head, trunk
 from pipeline.objectives import Objective
+from pipeline.train.inputs import Inputs
 from pipeline.train.reader import RoundTokens, check_rows
 from storage.codec import fixed_bytes_to_numpy
 from storage.errors import IntegrityError
@@ -44,9 +45,9 @@ class Teacher(Protocol):
 
     head: Head
 
-    def hidden(self, row_M: np.ndarray, input_ids_BT: Tensor, index_M: Tensor) -> Tensor:
+    def hidden(self, row_M: np.ndarray, inputs: Inputs, index_M: Tensor) -> Tensor:
         """hidden_ME of the rows `row_M` of the round, whose hidden states stand at `index_M` of the flattened
-        [B * T] when the micro-batch `input_ids_BT` is read."""
+        [B * T] when `inputs` are read."""
 
 
 def open_teacher(context: RoundContext, objective: Objective, data: RoundTokens) -> Teacher | None:
@@ -74,8 +75,8 @@ class LiveTeacher:
         return cls(model, output_head(model))
 
     @torch.no_grad()
-    def hidden(self, row_M: np.ndarray, input_ids_BT: Tensor, index_M: Tensor) -> Tensor:
-        hidden_BTE = trunk(self.model)(input_ids_BT.to(self.model.device))
+    def hidden(self, row_M: np.ndarray, inputs: Inputs, index_M: Tensor) -> Tensor:
+        hidden_BTE = trunk(self.model)(inputs.ids_BT.to(self.model.device), **inputs.boundaries(self.model.device))
         return hidden_BTE.flatten(0, 1)[index_M.to(self.model.device)]
 
 
@@ -103,7 +104,7 @@ class CachedTeacher:
         teacher.check_scores(data, f"round {round.number} of {round.run}")
         return teacher
 
-    def hidden(self, row_M: np.ndarray, input_ids_BT: Tensor, index_M: Tensor) -> Tensor:
+    def hidden(self, row_M: np.ndarray, inputs: Inputs | None, index_M: Tensor | None) -> Tensor:
         return coding.decode(self.stored_NB[row_M], self.scale_N[row_M], self.dtype, self.head.weight_VD.device)
 
     def check_scores(self, data: RoundTokens, where: str) -> None:
@@ -111,7 +112,7 @@ class CachedTeacher:
         rows = np.unique(np.linspace(0, len(data.position_N) - 1, CHECKED_ROWS).astype(int))
         if not len(data.position_N):
             return
-        hidden_ME = self.hidden(rows, torch.empty(0), torch.empty(0)).to(self.head.weight_VD.dtype)
+        hidden_ME = self.hidden(rows, None, None).to(self.head.weight_VD.dtype)
         log_q_MV = self.head.logits(hidden_ME).log_softmax(1).cpu()
         token_M1 = data.columns["token_id"][rows].long()[:, None]
         difference = (log_q_MV.gather(1, token_M1)[:, 0] - data.columns["teacher_log_prob"][rows]).abs().median().item()

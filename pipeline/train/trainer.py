@@ -12,7 +12,7 @@ Shapes: N trained positions of a micro-batch, D model width, S support.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,12 +24,14 @@ from pipeline.train import refresh
 from pipeline.train.batches import MicroBatch, micro_batches, steps_of_epoch
 from pipeline.train.current import current
 from pipeline.train.full_vocabulary import full_vocabulary_loss
+from pipeline.train.inputs import Inputs
 from pipeline.train.optimizer import warmed_up
+from pipeline.train.parallel import OneProcess
 from pipeline.train.probe import Probe, probed
 from pipeline.train.reader import RoundTokens
 from pipeline.train.student import Student
 from pipeline.train.support_head import student_logits
-from pipeline.train.support_index import SupportIndex
+from pipeline.train.support_index import CHUNK, SupportIndex
 from pipeline.train.teacher import Teacher
 from storage.errors import UserError
 
@@ -42,7 +44,7 @@ class Work:
     """One forward pass: its tokens, which hidden states are trained on, and which are probed."""
 
     rollout_id_B: np.ndarray
-    input_ids_BT: torch.Tensor
+    inputs: Inputs
     hidden_N: torch.Tensor
     """Rows of the flattened hidden states, one per trained position."""
     row_N: np.ndarray
@@ -52,16 +54,21 @@ class Work:
     """Of the objective's support; None if it takes the whole vocabulary."""
     probe_hidden: torch.Tensor
     probe_batch: TokenBatch
+    learns: bool = False
+    """Whether any rank has a loss in this turn: then every rank has a backward pass."""
 
 
 class Trainer:
     """Trains `student` on `data` with `optimizer`; `run_steps` counts the steps of the run, all rounds together."""
 
     def __init__(self, student: Student, optimizer: torch.optim.Optimizer, objective: Objective, settings: Train,
-                 data: RoundTokens, *, grid: int, run_steps: int = 0, teacher: Teacher | None = None):
-        """`teacher`: what an objective over the whole vocabulary compares the student with."""
+                 data: RoundTokens, *, grid: int, run_steps: int = 0, teacher: Teacher | None = None,
+                 ranks: OneProcess = OneProcess(), packed: bool = False):
+        """`teacher`: what an objective over the whole vocabulary compares the student with; `ranks`: who shares the
+        steps; `packed`: rollouts of a forward pass lie end to end."""
         self.student, self.optimizer, self.objective, self.settings = student, optimizer, objective, settings
         self.data, self.run_steps, self.teacher = data, run_steps, teacher
+        self._ranks, self._packed = ranks, packed
         self._grid = grid
         self._updates = 0
         self._fuse = refresh.DriftFuse(settings.drift_fuse)
@@ -94,9 +101,9 @@ class Trainer:
         learning_rate = warmed_up(self.settings.learning_rate, self.run_steps, self.settings.warmup_steps)
         probe = Probe(self._grid)
         works, denominator = self.prepare_step(rollouts)
-        unmasked = sum(len(work.batch) for work in works)
+        unmasked = int(*self._ranks.total([sum(len(work.batch) for work in works)]))
         loss = self.accumulate(works, denominator, probe) / max(1, denominator)
-        metrics = probe.metrics()
+        metrics = probe.metrics(self._ranks)
         blown = self._fuse.blows(metrics["drift"], metrics["probe_tokens"])
         self.stopped = refresh.DRIFT_FUSE if blown else self.stopped
         row = {"step": self.run_steps, "loss": loss, "learning_rate": learning_rate, "grad_norm": 0.0,
@@ -116,20 +123,21 @@ class Trainer:
         all_N, probe = np.ones(len(self.data.position_N), dtype=bool), Probe(self._grid)
         for batch in micro_batches(order[:enough], self._lengths(all_N), self.settings.micro_batch_tokens):
             work = self._prepare(batch, trained_N=~all_N, probed_N=all_N)
-            self._probe(work, self.student.hidden(work.input_ids_BT), probe)
+            self._probe(work, self.student.hidden(work.inputs), probe)
         metrics = probe.metrics()
         return {"positions": metrics.pop("probe_tokens"), **metrics}
 
     def prepare_step(self, rollouts: np.ndarray) -> tuple[list[Work], int]:
         """The step's forward passes, and what its sum of losses is divided by."""
         works = [self._prepare(batch, self._trained_N, self._probed_N) for batch in
-                 micro_batches(rollouts, self._length_R, self.settings.micro_batch_tokens)]
-        if self.settings.denominator == "all":
-            return works, int(self.data.row_count_R[rollouts].sum())
-        return works, sum(self.objective.units(work.batch) for work in works)
+                 self._ranks.turns(rollouts, self._length_R, self.settings.micro_batch_tokens, self._packed)]
+        units, *losses = self._ranks.total([sum(self.objective.units(work.batch) for work in works),
+                                            *(len(work.batch) for work in works)])
+        works = [replace(work, learns=count > 0) for work, count in zip(works, losses)]
+        return works, int(self.data.row_count_R[rollouts].sum() if self.settings.denominator == "all" else units)
 
     def accumulate(self, works: list[Work], denominator: int, probe: Probe) -> float:
-        """Add up the gradient of sum(factor * loss) / denominator; return the sum of factor * loss."""
+        """Add up the gradient of sum(factor * loss) / denominator; return the sum of factor * loss of all ranks."""
         self.student.clear_gradients()
         sums = [self._backward(work, denominator, probe) for work in works]
         values = torch.stack(sums).tolist() if sums else []
@@ -138,13 +146,16 @@ class Trainer:
                 rollouts = ", ".join(map(str, work.rollout_id_B[:4])) + ", ..." * (len(work.rollout_id_B) > 4)
                 raise UserError(self._not_finite(f"the loss of micro-batch {number} of {len(works)}, rollouts "
                                                  f"{rollouts}, is {value}"))
-        return sum(values)
+        self.student.reduce_gradients()
+        return self._ranks.total([sum(values)])[0]
 
     def _backward(self, work: Work, denominator: int, probe: Probe) -> torch.Tensor:
-        with torch.set_grad_enabled(len(work.batch) > 0):
-            hidden = self.student.hidden(work.input_ids_BT)
+        with torch.set_grad_enabled(work.learns):
+            hidden = self.student.hidden(work.inputs)
         self._probe(work, hidden.detach(), probe)
         if len(work.batch) == 0:
+            if work.learns:
+                (hidden.sum() * 0).backward()
             return hidden.new_zeros((), dtype=torch.float64)
         batch = work.batch.to(self.student.device)
         hidden_ND = hidden[work.hidden_N.to(hidden.device)]
@@ -162,7 +173,7 @@ class Trainer:
 
     def _on_whole_vocabulary(self, work: Work, hidden_ND: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None, "an objective over the whole vocabulary needs a teacher"
-        teacher_hidden_NE = self.teacher.hidden(work.row_N, work.input_ids_BT, work.hidden_N)
+        teacher_hidden_NE = self.teacher.hidden(work.row_N, work.inputs, work.hidden_N)
         return full_vocabulary_loss(hidden_ND, self.student.head, teacher_hidden_NE, self.teacher.head,
                                     self.objective.divergence, stop_gradient=self.objective.stop_gradient,
                                     vocab=self.student.vocabulary)
@@ -178,6 +189,7 @@ class Trainer:
         """Clip, step, and return the gradient's norm before clipping."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         grad_norm = norm.item()
         if not np.isfinite(grad_norm):
             raise UserError(self._not_finite(f"the gradient's norm is {grad_norm}"))
@@ -186,17 +198,20 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        self.student.updated()
         self._updates += 1
         return grad_norm
 
     def _prepare(self, batch: MicroBatch, trained_N: np.ndarray, probed_N: np.ndarray) -> Work:
         rows = self.data.rows(batch.rollouts_B)
         within = np.repeat(np.arange(len(batch.rollouts_B)), self.data.row_count_R[batch.rollouts_B])
-        hidden = torch.from_numpy(within * batch.width + self._predicted_from_N[rows])
+        hidden = torch.from_numpy(batch.starts_B[within] + self._predicted_from_N[rows])
         trained, probed_rows = trained_N[rows], probed_N[rows]
         tokens = self.data.batch(rows[trained], within[trained])
-        index = None if self.objective.whole_vocabulary else SupportIndex.build(self.objective.support(tokens))
-        return Work(self.data.rollout_id_R[batch.rollouts_B], self.data.input_ids(batch),
+        index = None if self.objective.whole_vocabulary else SupportIndex.build(
+            self.objective.support(tokens), CHUNK if self.student.device.type == "cuda" else None)
+        inputs = Inputs(self.data.input_ids(batch), batch.packed_B)
+        return Work(self.data.rollout_id_R[batch.rollouts_B], inputs,
                     hidden[torch.from_numpy(trained)], rows[trained], tokens, index,
                     hidden[torch.from_numpy(probed_rows)], self.data.batch(rows[probed_rows], within[probed_rows]))
 

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config.model import SampledToken, TailBucketTopK, TeacherTopKLsm
 from pipeline.objectives import build
-from pipeline.train import support_head
 from pipeline.train.in_place import embed
 from pipeline.train.log_normaliser import log_normaliser
 from pipeline.train.support_head import student_logits, support_logits
@@ -215,12 +214,31 @@ def test_half_precision_inputs_are_computed_in_float32_and_get_gradients_of_thei
         close([leaf.grad], [reference.grad], 1e-5 if leaf.dtype == torch.float32 else 1e-2)
 
 
-def test_the_gathering_path_of_other_devices_gives_the_same_dots(monkeypatch):
-    hidden, weight, ids, _ = problem((700, 24, 40, 16))
-    whole = support_head._gathered_dots(hidden, weight, ids)
-    monkeypatch.setattr(support_head, "GATHERED", 1000)
-    close([support_head._gathered_dots(hidden, weight, ids), support_head._sampled_dots(hidden, weight, ids)],
-          [whole, whole], 1e-12)
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_gradients_that_are_returned_to_autograd_are_those_that_are_added_in_place(head):
+    hidden, weight, ids, options = problem((700, 24, 40, 16), repeated=True, **head)
+    index = SupportIndex.build(ids)
+
+    def found(in_place):
+        student = student_logits(hidden, weight, index, log_normaliser=True, vocab=690, in_place=in_place, **options)
+        both = torch.cat([student.logits_NS, student.lse_N[:, None], student.log_outside_N[:, None]], dim=1)
+        return gradients(both, hidden, weight, options)
+
+    close(found(in_place=False), found(in_place=True), 1e-12)
+
+
+def test_a_weight_that_is_no_leaf_gets_its_gradient_through_autograd_and_its_hooks_see_it():
+    hidden, weight, ids, _ = problem((50, 8, 6, 5))
+    seen = []
+    weight.register_hook(seen.append)
+    doubled = weight * 2
+    student = student_logits(hidden, doubled, SupportIndex.build(ids), log_normaliser=True, in_place=False)
+    (student.logits_NS.sum() + student.lse_N.sum()).backward()
+    found = weight.grad
+    weight.grad = None
+    logits = F.linear(hidden, weight * 2)
+    (logits.gather(1, ids).sum() + logits.logsumexp(1).sum()).backward()
+    close([found, seen[0]], [weight.grad, weight.grad], 1e-12)
 
 
 @pytest.mark.parametrize("config", [TeacherTopKLsm(), SampledToken()], ids=lambda config: config.type)
@@ -246,12 +264,42 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_repeat_their_few_ids_are_no_more_entries_than_a_sparse_matrix_holds(dtype):
+    for positions, vocabulary in ((1, 50), (300, 50), (4, 5)):
+        hidden, weight = torch.randn(positions, 8).to(dtype), torch.randn(vocabulary, 8).to(dtype)
+        ids = torch.randint(3, (positions, 24))
+        close([support_logits(hidden, weight, ids)], [F.linear(hidden.double(), weight.double()).gather(1, ids)], 1e-5)
+
+
 def test_an_index_knows_distinct_ids_their_pairs_and_repetitions():
     index = SupportIndex.build(torch.tensor([[5, 2, 5], [2, 9, 0]], dtype=torch.int32))
     assert index.ids_U.tolist() == [0, 2, 5, 9]
     assert index.offsets_U.tolist() == [0, 1, 3, 5] and index.bounds == (0, 6)
     assert index.rows_P.tolist() == [1, 0, 1, 0, 0, 1]
+    assert index.counts_U.tolist() == [1, 2, 2, 1] and index.repeated and not index.chunks
     assert index.first_NS.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_an_index_in_chunks_holds_an_index_of_every_few_positions():
+    ids = torch.tensor([[5, 2], [2, 9], [9, 9], [1, 2], [3, 4]])
+    index = SupportIndex.build(ids, chunk=2).to("cpu", non_blocking=True)
+    assert [chunk.ids_NS.tolist() for chunk in index.chunks] == [ids[:2].tolist(), ids[2:4].tolist(), ids[4:].tolist()]
+    assert [chunk.repeated for chunk in index.chunks] == [False, True, False] and index.repeated
+    assert index.parts() is index.chunks and len(SupportIndex.build(ids).parts()) == 1
+    assert SupportIndex.build(ids[:0], chunk=2).parts() == ()
+
+
+def test_ids_with_many_pairs_are_known_by_their_place():
+    ids = torch.arange(130)[:, None] % 65 * 3
+    assert SupportIndex.build(ids).frequent_F.tolist() == []
+    assert SupportIndex.build(torch.cat([ids, ids.clamp_max(3)])).frequent_F.tolist() == [1]
+
+
+def test_of_very_many_frequent_ids_only_the_commonest_are_treated_as_such():
+    ids = torch.cat([torch.arange(1100).repeat(65), torch.arange(40)])[:, None]
+    index = SupportIndex.build(ids)
+    assert index.limit == 65 and index.frequent_F.tolist() == list(range(40))
 
 
 def test_a_weight_that_is_no_leaf_is_refused():

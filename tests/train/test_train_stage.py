@@ -18,11 +18,10 @@ from pipeline.train import stage
 from storage import layout
 from storage.errors import IntegrityError, UserError
 from storage.objects import open_store
-from storage.rounds import Plan, PlanShard, Receipt, Round, create_run, put_checkpoint
-from tests.tiny import byte_tokenizer, make_tiny, save_model
-from tests.train.tables import SMALL_K, K, mask_table, rollouts_table, tokens_table
+from storage.rounds import Receipt, Round, create_run, put_checkpoint
+from tests.tiny import byte_tokenizer, save_model
+from tests.train.scored import SHARDS, scored_store
 
-SHARDS, PER_SHARD, VOCAB = 3, 4, 259
 TRAIN_HERE = "import sys; from pipeline.context import open_context; from pipeline.stages import prepare_process\n" \
              "from pipeline.train.stage import run\ncontext = open_context(sys.argv[1], 'tiny', 0)\n" \
              "prepare_process(context.config.threads); run(context)"
@@ -42,29 +41,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> Path:
     """A store whose round 0 is ready to be trained on."""
-    from pipeline.config import load_config
-
-    folder = tmp_path_factory.mktemp("scored")
-    config = load_config(make_tiny(folder, **{"score.teacher_top_k": K, "score.student_top_k": SMALL_K,
-                                              "train.epochs": 2, "train.warmup_steps": 0}))
-    store = open_store(str(folder / "store"), create=True)
-    checkpoint = put_checkpoint(store, "tiny", 0, folder / "student")
-    create_run(store, "tiny", {"config": config.model_dump(mode="json"), "vocabulary": {"shared": VOCAB},
-                               "student_checkpoint": checkpoint.as_dict(), "branch": None})
-    fill_round(Round(store, "tiny", 0), checkpoint.fingerprint, folder / "student", folder / "teacher")
-    return folder / "store"
-
-
-def fill_round(round: Round, fingerprint: str, student: Path, teacher: Path) -> None:
-    """Plan, rollouts, scores and masks of made-up responses."""
-    round.put_plan(Plan(round.number, 3, None, fingerprint, [PlanShard(i, [], []) for i in range(SHARDS)]))
-    models = load_model(student), load_model(teacher)
-    for i in range(SHARDS):
-        rollouts = rollouts_table(PER_SHARD, 10 + i, VOCAB, longest=20, policy=fingerprint)
-        tokens = tokens_table(rollouts, *models, grid=32)
-        round.finish("rollout", i, "rollouts", rollouts, inputs={})
-        round.finish("score", i, "tokens", tokens, inputs={}, scores="0" * 8)
-        round.finish("mask", i, "mask", mask_table(tokens, i), inputs={})
+    return scored_store(tmp_path_factory.mktemp("scored"))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_masked_rollouts_at_the_end_cost_no_tokens_of_the_forward_pass(tables):
     trainer = trainer_of(with_weights(tables, first_only), tiny_model(1), micro_batch_tokens=1)
     works, _ = trainer.prepare_step(np.arange(11))
     whole, _ = trainer_of(tables, tiny_model(1), micro_batch_tokens=1).prepare_step(np.arange(11))
-    assert sum(work.input_ids_BT.numel() for work in works) < 0.8 * sum(work.input_ids_BT.numel() for work in whole)
+    assert sum(work.inputs.ids_BT.numel() for work in works) < 0.8 * sum(work.inputs.ids_BT.numel() for work in whole)
     assert sum(len(work.batch) for work in works) == 11
 
 

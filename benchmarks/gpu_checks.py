@@ -1,0 +1,209 @@
+"""Correctness on the device: every path of the support head, the normaliser, the scorer and the trainer, against slow
+dense references in float64 or float32.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu_tools import Bench, Figure, largest_error, random_rollouts, unmasked, zipf_ids
+from pipeline.config.model import TailBucketTopK, TeacherTopKLsm
+from pipeline.config.score import Score
+from pipeline.config.train import Train
+from pipeline.objectives import build
+from pipeline.score.scorer import score_rollouts
+from pipeline.train import support_gemm, support_paths
+from pipeline.train.current import summary
+from pipeline.train.log_normaliser import log_normaliser
+from pipeline.train.optimizer import adamw
+from pipeline.train.reader import join
+from pipeline.train.student import Student
+from pipeline.train.support_head import support_logits
+from pipeline.train.support_index import CHUNK, SupportIndex
+from pipeline.train.trainer import Trainer
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+HEADS = {"plain": {}, "bias, scale, softcap": {"bias": True, "scale": 1.5, "softcap": 20.0}}
+TOLERANCE = {FLOAT32: 1e-5, BFLOAT16: 1e-2}
+"""Of gradients, relative to the largest, by the dtype they are stored in."""
+
+
+def cases(bench: Bench) -> list:
+    found = [("support head against dense float64", lambda: support_head(bench)),
+             ("support head at a real head's size", lambda: real_size(bench)),
+             ("normaliser and summary", lambda: normaliser(bench)),
+             ("scorer against full logits", lambda: scorer(bench)),
+             ("trainer on this device and on the CPU", lambda: trainer(bench))]
+    return found
+
+
+def paths(bench: Bench) -> dict:
+    """Paths of the support head that run here."""
+    return support_paths.paths() if support_paths.triton_runs() else {"gemm": support_gemm}
+
+
+def head(vocabulary: int, width: int, positions: int, support: int, dtypes, bench: Bench, options: dict):
+    """(hidden, weight, ids, options) with gradients wanted."""
+    torch.manual_seed(0)
+    hidden = torch.randn(positions, width, device=bench.device).to(dtypes[0]).requires_grad_()
+    weight = (torch.randn(vocabulary, width, device=bench.device) / width**0.5).to(dtypes[1]).requires_grad_()
+    bias = torch.randn(vocabulary, device=bench.device).to(dtypes[1]).requires_grad_() if options.get("bias") else None
+    ids = zipf_ids(positions, support, vocabulary, bench.device)
+    return hidden, weight, ids, {"scale": 1.0, "softcap": None, **options, "bias": bias}
+
+
+def dense_logits(hidden, weight, options):
+    raw = F.linear(hidden, weight, options["bias"]) * options["scale"]
+    return raw if options["softcap"] is None else options["softcap"] * torch.tanh(raw / options["softcap"])
+
+
+def exact(hidden, weight, options):
+    """The same in float64."""
+    double = {name: value.detach().double().requires_grad_() if isinstance(value, torch.Tensor) else value
+              for name, value in options.items()}
+    return hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), double
+
+
+def worst_error(leaves, references) -> float:
+    """Largest error of a gradient, as a share of what its dtype is allowed."""
+    return max(largest_error(leaf.grad, reference.grad) / TOLERANCE[leaf.dtype]
+               for leaf, reference in zip(leaves, references) if leaf is not None)
+
+
+def clear(*leaves) -> None:
+    for leaf in leaves:
+        if leaf is not None:
+            leaf.grad = None
+
+
+def support_head(bench: Bench) -> list[Figure]:
+    sizes = (60, 24, 9, 8) if bench.tiny else (9000, 1000, 1500, 64)
+    figures = []
+    for name, path in paths(bench).items():
+        for dtypes in ((FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)):
+            if not bench.gpu and dtypes[0] != FLOAT32:
+                continue  # Triton's interpreter cuts what a GPU rounds
+            worst, repeatable = 0.0, True
+            for changes in HEADS.values():
+                hidden, weight, ids, options = head(*sizes, dtypes, bench, changes)
+                ids[:, 1] = ids[:, 0]
+                *double, double_options = exact(hidden, weight, options)
+                cotangent = torch.randn(ids.shape, device=bench.device)
+                dense_logits(*double, double_options).gather(1, ids).backward(cotangent.double())
+                runs = []
+                for _ in range(2):
+                    clear(hidden, weight, options["bias"])
+                    index = SupportIndex.build(ids, CHUNK)
+                    support_logits(hidden, weight, index, path=path, **options).backward(cotangent)
+                    runs.append([leaf.grad for leaf in (hidden, weight, options["bias"]) if leaf is not None])
+                leaves = (hidden, weight, options["bias"])
+                worst = max(worst, worst_error(leaves, (*double, double_options["bias"])))
+                repeatable &= all(torch.equal(a, b) for a, b in zip(*runs))
+            kinds = "/".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            figures.append(Figure(f"{name} {kinds}: gradients' error / tolerance", worst, "", 1.0, True))
+            figures.append(Figure(f"{name} {kinds}: repeats bit for bit", float(repeatable), "", 1.0))
+    return figures
+
+
+def real_size(bench: Bench) -> list[Figure]:
+    """V 151,936, d 896, K 64: float32 gradients within 1e-5 of dense."""
+    sizes = (300, 32, 12, 8) if bench.tiny else (151_936, 896, 512, 64)
+    figures = []
+    for name, path in paths(bench).items():
+        hidden, weight, ids, options = head(*sizes, (FLOAT32, FLOAT32), bench, {})
+        loss = lambda logits: (logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+        loss(support_logits(hidden, weight, SupportIndex.build(ids, CHUNK), path=path)).backward()
+        found = hidden.grad, weight.grad
+        clear(hidden, weight)
+        loss(F.linear(hidden, weight).gather(1, ids)).backward()
+        error = max(largest_error(a, b) for a, b in zip(found, (hidden.grad, weight.grad)))
+        figures.append(Figure(f"{name} at V {sizes[0]}, d {sizes[1]}: float32 gradients' error", error, "", 1e-5, True))
+    return figures
+
+
+def normaliser(bench: Bench) -> list[Figure]:
+    sizes = (60, 24, 9, 8) if bench.tiny else (9000, 1000, 2500, 64)
+    figures = []
+    for dtypes in ((FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16)):
+        hidden, weight, ids, options = head(*sizes, dtypes, bench, HEADS["bias, scale, softcap"])
+        *double, double_options = exact(hidden, weight, options)
+        logits = dense_logits(*double, double_options)
+        dense = logits.scatter(1, ids, -torch.inf).logsumexp(1)
+        dense.sum().backward()
+        found = log_normaliser(hidden, weight, exclude=SupportIndex.build(ids, CHUNK), **options)
+        found.sum().backward()
+        kind = str(dtypes[0]).removeprefix("torch.")
+        leaves = (hidden, weight, options["bias"])
+        figures += [Figure(f"normaliser {kind}: error", (found - dense).abs().max().item(), "nat", 1e-4, True),
+                    Figure(f"normaliser {kind}: gradients' error / tolerance",
+                           worst_error(leaves, (*double, double_options["bias"])), "", 1.0, True)]
+        with torch.no_grad():
+            whole, log_p = summary(hidden, weight, 8, **options), logits.detach().log_softmax(1)
+            entropy = -(log_p.exp() * log_p).sum(1)
+        error = max((whole.lse_N - logits.logsumexp(1)).abs().max(), (whole.entropy_N - entropy).abs().max())
+        figures.append(Figure(f"summary {kind}: error of lse and entropy", error.item(), "nat", 1e-3, True))
+    return figures
+
+
+def scorer(bench: Bench) -> list[Figure]:
+    """Packed, and padded because of a rotation that depends on length, against full logits of one rollout at a time."""
+    figures = []
+    table = random_rollouts(3, 2, 6, 8, 300) if bench.tiny else random_rollouts(6, 4, 40, 60, 3000)
+    size = {} if bench.tiny else {"hidden_size": 128, "vocab_size": 3000, "num_hidden_layers": 4}
+    vocabulary = size.get("vocab_size", 300)
+    for way, rope in (("packed", {"rope_type": "default", "rope_theta": 1e4}),
+                      ("padded", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})):
+        student, teacher = (bench.model("tiny", FLOAT32, seed, rope_parameters=rope, initializer_range=0.1, **size)
+                            for seed in (1, 2))
+        settings = Score(teacher_top_k=8, student_top_k=4, batch_tokens=512, head_rows=64)
+        runs = [score_rollouts(table, student, teacher, vocabulary, settings) for _ in range(2)]
+        errors = plain_errors(runs[0], table, student, teacher)
+        figures += [Figure(f"scorer {way} float32: {name}", value, "nat", 1e-3, True) for name, value in errors.items()]
+        figures.append(Figure(f"scorer {way}: repeats bit for bit", float(runs[0].equals(runs[1])), "", 1.0))
+    return figures
+
+
+@torch.inference_mode()
+def plain_errors(scored, table, student, teacher) -> dict[str, float]:
+    log_probs = {"student": [], "teacher": []}
+    for prompt, said in zip(table["prompt_tokens"].to_pylist(), table["response_tokens"].to_pylist()):
+        for side, model in (("student", student), ("teacher", teacher)):
+            ids = torch.tensor([prompt + said], device=model.device)
+            log_probs[side].append(model(ids).logits[0, len(prompt) - 1:-1].double().log_softmax(-1).cpu())
+    token = torch.from_numpy(scored["token_id"].to_numpy().astype(np.int64))[:, None]
+    errors = {}
+    for side, found in log_probs.items():
+        log_p = torch.cat(found)
+        for column, expected in ((f"{side}_log_prob", log_p.gather(1, token)[:, 0]),
+                                 (f"{side}_entropy", -(log_p.exp() * log_p).sum(1))):
+            stored = torch.from_numpy(scored[column].to_numpy().astype(np.float64))
+            errors[column] = (stored - expected).abs().max().item()
+    return errors
+
+
+def trainer(bench: Bench) -> list[Figure]:
+    """Three float32 steps of the whole trainer on both devices, from the same weights and the same cached scores."""
+    cpu = Bench(torch.device("cpu"), bench.tiny)
+    student, teacher = (cpu.model("tiny", FLOAT32, seed, initializer_range=0.1) for seed in (1, 2))
+    table = random_rollouts(4, 2, 6, 12, 300)
+    tokens = score_rollouts(table, student, teacher, 300, Score(teacher_top_k=8, student_top_k=4))
+    data = join(table, tokens, unmasked(tokens), "here")
+    figures = []
+    for config in (TeacherTopKLsm(), TailBucketTopK()):
+        losses = [three_losses(copy.deepcopy(student).to(device), data, config)
+                  for device in (torch.device("cpu"), bench.device, bench.device)]
+        error = max(abs(a - b) / abs(a) for a, b in zip(losses[0], losses[1]))
+        name = f"trainer {config.type}"
+        figures += [Figure(f"{name}: losses of 3 steps against the CPU", error, "relative", 1e-4, True),
+                    Figure(f"{name}: losses repeat bit for bit", float(losses[1] == losses[2]), "")]
+    return figures
+
+
+def three_losses(model, data, config) -> list[float]:
+    settings = Train(learning_rate=1e-3, warmup_steps=0, drift_fuse=None)
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    trained = Trainer(Student(model), optimizer, build(config), settings, data, grid=32)
+    everything = np.arange(len(data.rollout_id_R))
+    return [trained.step(everything)["loss"] for _ in range(3)]
