@@ -3,12 +3,13 @@
 run.json holds the resolved config, versions, and what both models are; checkpoint=0 is a copy of the student.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.config.model import NOT_RECORDED
+from pipeline.config.partial import check_masks_partial
 from pipeline.config.paths import absolute
+from pipeline.rollout.vllm_checks import check_engine
 from pipeline.track.interface import check_libraries
 from pipeline.versions import versions
 from storage.documents import differing_keys
@@ -24,6 +25,7 @@ def start_run(config: RunConfig) -> dict:
     vocabulary, or too few prompts; and if the run exists with another config (only `rounds` may grow).
     """
     check_libraries(config.tracker)
+    check_engine(config.rollout.engine)
     document = existing_run(config)
     if document is None:
         document = describe_run(config)
@@ -48,23 +50,33 @@ def describe_run(config: RunConfig) -> dict:
     from pipeline.continuation.plan import check_continuation
     from pipeline.evaluate.problems import check_benchmarks
     from pipeline.mask.stage import check_config
-    from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
+    from pipeline.models import load_tokenizer, model_facts
     from pipeline.prompts.pool import check_pool
+    from pipeline.score.teacher_facts import teacher_facts
 
     refuse_foreign_code(config)
     config = config.model_copy(update={"threads": config.threads or default_threads()})
-    student, teacher = model_facts(config.student), model_facts(config.teacher)
-    tokenizer = load_tokenizer(config.student)
-    agreement = vocabulary_agreement(tokenizer, load_tokenizer(config.teacher),
-                                     student_rows=student["vocab_size"], teacher_rows=teacher["vocab_size"])
-    check_widths(config, agreement.shared)
+    check_rollout_server(config)
+    student, tokenizer = model_facts(config.student), load_tokenizer(config.student)
+    found = teacher_facts(config, tokenizer, student["vocab_size"])
+    check_widths(config, found["vocabulary"]["shared"])
+    sql_masks = check_config(config.mask, tokenizer)
+    check_masks_partial(config, sql_masks)
     pool = check_pool(config)
     check_continuation(config, pool)
     return {"config": config.model_dump(mode="json", exclude=set(NOT_RECORDED)), "format": 1, "versions": versions(),
-            "student": student, "teacher": teacher, "vocabulary": asdict(agreement), "branch": None,
-            "sql_masks": check_config(config.mask, tokenizer), "objective_source": check_objective(config),
+            "student": student, **found, "branch": None,
+            "sql_masks": sql_masks, "objective_source": check_objective(config),
             "prompt_pool": pool,
             "benchmarks": check_benchmarks(config)}
+
+
+def check_rollout_server(config: RunConfig) -> None:
+    """Raise UserError for a rollout server that does not answer or serves something else."""
+    if config.rollout.engine.type == "vllm_server":
+        from pipeline.rollout.server_engine import check_server
+
+        check_server(config.rollout.engine)
 
 
 def check_objective(config: RunConfig) -> str | None:

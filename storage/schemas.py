@@ -147,16 +147,25 @@ class TopK:
     teacher: int
     student: int
     student_at_teacher: bool = False
+    partial_teacher: bool = False
+    """Scored by a teacher that does not know all: the columns of UNKNOWN_TO_VLLM may be null."""
+
+
+UNKNOWN_TO_VLLM = ("teacher_entropy", "teacher_log_tail", "teacher_log_probs_at_student_topk")
+"""Null where a vLLM teacher (pipeline/config/teachers.py) does not give them; in the list, entry by entry."""
 
 
 def tokens(width: TopK) -> pa.Schema:
     """One row per student-written token, sorted by (prompt_id, rollout_id, position), under one scoring key.
 
     Lists are fixed-size, in descending order of the model that owns them; log-probs in lists lie on the grid.
-    `student_log_probs_at_teacher_topk` is there only if `width.student_at_teacher`.
+    `student_log_probs_at_teacher_topk` is there only if `width.student_at_teacher`; what a vLLM teacher may not know is
+    nullable only if `width.partial_teacher`.
     """
-    def fixed(kind, size):
-        return pa.list_(pa.field("item", kind, nullable=False), size)
+    def fixed(kind, size, nullable=False):
+        return pa.list_(pa.field("item", kind, nullable=nullable), size)
+
+    maybe = _optional if width.partial_teacher else _required
 
     fields = [
         _required("rollout_id", pa.int64(), "rollouts.rollout_id"),
@@ -170,14 +179,15 @@ def tokens(width: TopK) -> pa.Schema:
         _required("student_entropy", pa.float32(), "nats"),
         _required("teacher_log_prob", pa.float32(), "nats"),
         _required("teacher_rank", pa.int32(), "from 1"),
-        _required("teacher_entropy", pa.float32(), "nats"),
-        _required("teacher_log_tail", pa.float32(), "nats, teacher's log mass outside the teacher's top-K"),
+        maybe("teacher_entropy", pa.float32(), "nats"),
+        maybe("teacher_log_tail", pa.float32(), "nats, teacher's log mass outside the teacher's top-K"),
         _required("student_log_tail", pa.float32(), "nats, student's log mass outside the teacher's top-K"),
         _required("teacher_topk_ids", fixed(pa.int32(), width.teacher), "token ids"),
         _required("teacher_topk_log_probs", fixed(pa.float32(), width.teacher), "nats, on the grid"),
         _required("student_topk_ids", fixed(pa.int32(), width.student), "token ids"),
         _required("student_topk_log_probs", fixed(pa.float32(), width.student), "nats, on the grid"),
-        _required("teacher_log_probs_at_student_topk", fixed(pa.float32(), width.student), "nats, on the grid"),
+        _required("teacher_log_probs_at_student_topk", fixed(pa.float32(), width.student, width.partial_teacher),
+                  "nats, on the grid"),
     ]
     if width.student_at_teacher:
         fields.append(_required("student_log_probs_at_teacher_topk", fixed(pa.float32(), width.teacher),

@@ -60,7 +60,8 @@ def expected_schema(table_name: str, found: pa.Schema) -> pa.Schema:
     if table_name != "tokens":
         return schemas.FIXED_TABLES[table_name]
     return schemas.tokens(schemas.TopK(_width(found, "teacher_topk_ids"), _width(found, "student_topk_ids"),
-                                       "student_log_probs_at_teacher_topk" in found.names))
+                                       "student_log_probs_at_teacher_topk" in found.names,
+                                       _nullable(found, "teacher_entropy")))
 
 
 def check_schema(found: pa.Schema, table_name: str, what: str) -> None:
@@ -113,6 +114,11 @@ def _bytes(schema: pa.Schema, column: str) -> int:
     index = schema.get_field_index(column)
     kind = schema.field(index).type if index >= 0 else None
     return kind.byte_width if kind is not None and pa.types.is_fixed_size_binary(kind) else 1
+
+
+def _nullable(schema: pa.Schema, column: str) -> bool:
+    index = schema.get_field_index(column)
+    return index >= 0 and schema.field(index).nullable
 
 
 def _width(schema: pa.Schema, column: str) -> int:

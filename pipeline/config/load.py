@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.model import RunConfig, with_default_objective
+from pipeline.config.model import RunConfig, with_default_types
 from storage.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -49,7 +49,7 @@ def apply_settings(document: dict, settings: list[str]) -> dict:
     """
     pairs = [_split(setting) for setting in settings]
     pairs.sort(key=lambda pair: pair[0][-1] != "type")
-    document = with_default_objective(document)
+    document = with_default_types(document)
     for keys, value in pairs:
         document = _with(document, keys, value, ".".join(keys))
     return document

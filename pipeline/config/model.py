@@ -20,6 +20,7 @@ from pipeline.config.objectives import (
     check_stored,
     spelled_out,
 )
+from pipeline.config.partial import check_partial_teacher, check_server_engine
 from pipeline.config.score import Score
 from pipeline.config.section import Dtype, Positive, Section, Share
 from pipeline.config.sources import FileSource, GeneratedSource, HubSource, Source
@@ -124,12 +125,19 @@ class SqlMask(Section):
 Mask = Annotated[SpecialTokens | Detector | SqlMask, Field(discriminator="type")]
 
 
-def with_default_objective(document: dict) -> dict:
-    """`objective.k = 8` alone means the default objective with k = 8; a dotted type means a custom one."""
-    objective = document.get("objective")
-    if not isinstance(objective, dict):
-        return document
-    return {**document, "objective": spelled_out(objective)}
+DEFAULT_ENGINES = {"rollout": "transformers", "score": "scorer"}
+
+
+def with_default_types(document: dict) -> dict:
+    """`objective.k = 8` alone means the default objective with k = 8, and `rollout.engine.batch_size = 8` the default
+    engine; a dotted objective means a custom one."""
+    if isinstance(document.get("objective"), dict):
+        document = {**document, "objective": spelled_out(document["objective"])}
+    for name, default in DEFAULT_ENGINES.items():
+        section = document.get(name)
+        if isinstance(section, dict) and isinstance(section.get("engine"), dict):
+            document = {**document, name: {**section, "engine": {"type": default, **section["engine"]}}}
+    return document
 
 
 NOT_RECORDED = frozenset({"tracker", "workers"})
@@ -168,8 +176,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_objective(cls, document):
-        return with_default_objective(document) if isinstance(document, dict) else document
+    def _default_types(cls, document):
+        return with_default_types(document) if isinstance(document, dict) else document
 
     @field_validator("run")
     @classmethod
@@ -180,6 +188,12 @@ class RunConfig(Section):
     def _objective_fits_the_cache(self):
         stored = {"teacher_top_k": self.score.teacher_top_k, "student_top_k": self.score.student_top_k}
         check_stored(self.objective, stored, self.score.teacher_hidden_states)
+        return self
+
+    @model_validator(mode="after")
+    def _engines_give_what_is_needed(self):
+        check_partial_teacher(self)
+        check_server_engine(self)
         return self
 
     @model_validator(mode="after")

@@ -9,15 +9,18 @@ from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from storage.weights import read_json
 
 
-def model_facts(model: Model) -> dict[str, Any]:
-    """Fingerprints, revision and roles of a model, read from its files; loads the tokenizer and no weights."""
+def model_facts(model: Model, weights: str | None = None) -> dict[str, Any]:
+    """Fingerprints, revision and roles of a model, read from its files; loads the tokenizer and no weights.
+
+    `weights` stands for the fingerprint of weights that do not lie in the folder.
+    """
     folder, tokenizer = resolve(model), load_tokenizer(model)
     config = read_json(folder / "config.json")
     text_config = config.get("text_config") or config
     return {
         "path": model.path,
         "revision": folder.name if _from_hub(model, folder) else model.revision,
-        "fingerprint": fingerprint(folder),
+        "fingerprint": weights or fingerprint(folder),
         "config_hash": config_hash(folder),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "template_hash": template_hash(tokenizer),

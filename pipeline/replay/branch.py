@@ -11,11 +11,12 @@ can be wrong is found before anything is written. One that was interrupted while
 request, or by whoever goes on with it: run.json says all that is needed.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from pipeline.config import RunConfig
 from pipeline.config.model import NOT_RECORDED, SqlMask
 from pipeline.config.objectives import missing_hidden_states
+from pipeline.config.partial import check_masks_partial
 from pipeline.context import RoundContext, open_context
 from pipeline.replay.request import Request, branch_config, changes
 from pipeline.versions import COMPARED, public, versions
@@ -204,20 +205,19 @@ def _mask_texts(parent: dict, config: RunConfig, changed: RunConfig, tokenizer) 
     new = [mask for mask in changed.mask if not (isinstance(mask, SqlMask) and mask.file in before)]
     kept = {mask.file: parent["sql_masks"][mask.file] for mask in changed.mask
             if isinstance(mask, SqlMask) and mask.file in before}
-    return kept | check_config(new, tokenizer)
+    texts = kept | check_config(new, tokenizer)
+    check_masks_partial(changed, texts)
+    return texts
 
 
 def _teacher(parent: dict, config: RunConfig, changed: RunConfig, tokenizer) -> dict:
     """What run.json says of the teacher and of the vocabulary that both models share."""
-    from pipeline.models import load_tokenizer, model_facts, vocabulary_agreement
+    from pipeline.score.teacher_facts import teacher_facts
     from pipeline.start import check_widths
 
     found = {"teacher": parent["teacher"], "vocabulary": parent["vocabulary"]}
-    if changed.teacher != config.teacher:
-        facts = model_facts(changed.teacher)
-        agreement = vocabulary_agreement(tokenizer, load_tokenizer(changed.teacher),
-                                         student_rows=parent["student"]["vocab_size"], teacher_rows=facts["vocab_size"])
-        found = {"teacher": facts, "vocabulary": asdict(agreement)}
+    if changed.teacher != config.teacher or changed.score.engine != config.score.engine:
+        found = teacher_facts(changed, tokenizer, parent["student"]["vocab_size"])
     check_widths(changed, found["vocabulary"]["shared"])
     return found
 

@@ -4,16 +4,20 @@ An engine may batch, reorder and interleave as it likes; rollout i depends on it
 alone (up to float noise), and comes back in place i.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from pipeline.config.model import Engine, Model, Rollout
+from storage.errors import UserError
+from storage.weights import read_json
 
+NO_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+"""Keys of a config.json that decide nothing where dtype is given."""
 OnFinished = Callable[[int, int], None]
 """on_finished(rollouts finished, rollouts in all)."""
 
@@ -63,7 +67,8 @@ def as_text(tokenizer, token_ids: list[int], plain: bool) -> str:
 
 
 class RolloutEngine(Protocol):
-    """A loaded student."""
+    """A loaded student. One that outlives a stage (vLLM) also has `reload(folder)`, `rest()` and `close()`, and says
+    whether it is `alive` or `resting`; one of another library has `proof`, what showed that it has the weights."""
 
     name_and_version: str
 
@@ -85,17 +90,83 @@ def stop_ids(facts: dict, vocabulary: int) -> tuple[int, ...]:
     return tuple(sorted(token_id for token_id in found if token_id is not None and token_id < vocabulary))
 
 
+def checked(generations: Generations) -> Generations:
+    """The same. Raises UserError for log-probs that are no numbers."""
+    if not np.isfinite(generations.log_probs).all():
+        raise UserError("the student gives logits that are no numbers (NaN): its training diverged or its weights "
+                        "are damaged; start the round from an earlier checkpoint, or lower train.learning_rate")
+    if not np.isfinite(generations.sampling_log_probs).all():
+        raise UserError("the student's logits divided by rollout.temperature are no numbers any more: raise "
+                        "rollout.temperature")
+    return generations
+
+
+@dataclass
+class _Opened:
+    """The engine of this process, and what it was opened for."""
+
+    engine: RolloutEngine
+    what: tuple
+    weights: tuple
+
+
+_opened: _Opened | None = None
+
+
 def open_engine(settings: Engine, model: Model, folder: Path) -> RolloutEngine:
-    """Load the weights in `folder`, run as `model` says. The last one stays loaded: shards of a round share it."""
-    weights = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    return _open(settings, model, folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in weights))
+    """The engine that `settings` name, with the weights in `folder`, run as `model` says.
+
+    This process keeps the last one: shards of a round share it, and one that can be given other weights in place
+    (vLLM) is, where the architecture is the same. Another one is closed first.
+    """
+    global _opened
+    what = settings, model.dtype, model.attention, model.trust_remote_code, _architecture(folder)
+    weights = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns)
+                    for file in sorted(folder.glob("*.safetensors")))
+    engine = _opened.engine if _opened and _opened.what == what and getattr(_opened.engine, "alive", True) else None
+    if engine is not None and _opened.weights == weights and not getattr(engine, "resting", False):
+        return engine
+    if hasattr(engine, "reload"):
+        engine.reload(folder)
+    else:
+        close()
+        engine = _start(settings, model, folder)
+    _opened = _Opened(engine, what, weights)
+    return engine
 
 
-@lru_cache(maxsize=1)
-def _open(settings: Engine, model: Model, folder: Path, _weights: tuple) -> RolloutEngine:
+def rest() -> None:
+    """Let the engine of this process give its device back after a stage; `open_engine` wakes it."""
+    if _opened is not None and hasattr(_opened.engine, "rest"):
+        _opened.engine.rest()
+
+
+def close() -> None:
+    """Forget the engine of this process, and end what belongs to it."""
+    global _opened
+    if _opened is not None and hasattr(_opened.engine, "close"):
+        _opened.engine.close()
+    _opened = None
+
+
+def _start(settings: Engine, model: Model, folder: Path) -> RolloutEngine:
+    if settings.type == "vllm":
+        from pipeline.rollout.vllm_engine import VllmRollouts
+
+        return VllmRollouts(settings, model, folder)
+    if settings.type == "vllm_server":
+        from pipeline.rollout.server_engine import ServerEngine
+
+        return ServerEngine(settings, model, folder)
     from pipeline.models import load_model
     from pipeline.rollout.transformers_engine import TransformersEngine
 
     loaded = load_model(folder, dtype=model.dtype, attention=model.attention,
                         trust_remote_code=model.trust_remote_code)
     return TransformersEngine(loaded, settings.batch_size)
+
+
+def _architecture(folder: Path) -> str:
+    """What must be equal for an engine to take the weights in `folder`: all of config.json that says how to compute."""
+    config = read_json(folder / "config.json")
+    return json.dumps({key: config[key] for key in sorted(config) if key not in NO_ARCHITECTURE})

@@ -34,7 +34,8 @@ def run(context: RoundContext, shard: int) -> Receipt:
         lambda done, total: context.progress("rollouts", done, total))
     table = _table(context, requests, generations, engine, start.fingerprint, folder)
     inputs = {file.key: file.sha256 for file in start.files} | context.round.input_files("prompts", shard)
-    return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs, facts=_facts(table))
+    return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs,
+                                facts=_facts(table) | _proof(engine))
 
 
 def _requests(context: RoundContext, shard: int) -> list[dict]:
@@ -81,6 +82,12 @@ def _lists(kind: pa.DataType, offsets: np.ndarray, values: np.ndarray) -> pa.Arr
 
 def _array(column, kind: pa.DataType) -> pa.Array:
     return column if isinstance(column, pa.Array) else pa.array(column, kind)
+
+
+def _proof(engine: RolloutEngine) -> dict:
+    """How an engine of another library showed that it has the checkpoint's weights (proof.py, server_proof.py)."""
+    proof = getattr(engine, "proof", None)
+    return {} if proof is None else {"engine_proof": proof}
 
 
 def _facts(table: pa.Table) -> dict:

