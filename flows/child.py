@@ -7,9 +7,11 @@ models are loaded once per stage. What it may do is listed in flows/jobs.py.
     with Child() as child:
         receipt = child.call("shard", on_progress, store=url, run="a", number=3, stage="score", shard=7)
 
-Messages are JSON. The child leaves when this process does, however that ends: it watches the pipe between them.
+Messages are JSON. The child leaves when this process does, however that ends: it watches the pipe between them. It
+leads a process group, and what it started (an engine, ranks of a trainer) ends with it.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,20 +19,11 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
 from storage.errors import ConfigError, IntegrityError, OpdError, UserError
 
-PRELOADED = [
-    "flows.jobs", "pipeline.prompts.stage", "pipeline.rollout.stage", "pipeline.score.stage", "pipeline.mask.stage",
-    "pipeline.train.stage", "pipeline.evaluate.stage", "pipeline.continuation.stage", "pipeline.hidden.stage",
-    "pyarrow.parquet", "torch._dynamo", "transformers.generation.utils", "transformers.modeling_layers",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "transformers.models.qwen2.modeling_qwen2", "transformers.processing_utils",
-]
-"""`import transformers` alone is lazy: without its parts every child would spend 4 s on them (with: 0.1 s)."""
 FAMILIES = {"config": ConfigError, "user": UserError, "integrity": IntegrityError, "product": OpdError}
 """How an exception of the child is raised again here: the first class that fits."""
 
@@ -44,7 +37,9 @@ class ChildFailed(OpdError, RuntimeError):
 class Child:
     """One child process, started at the first call, and again if it died."""
 
-    def __init__(self):
+    def __init__(self, environment: Mapping[str, str] | None = None):
+        """`environment` is added to the child's own, which is the fork server's, before it touches a device."""
+        self._environment = dict(environment or {})
         self._process = None
         self._pipe: Connection | None = None
         self._lock = threading.Lock()
@@ -74,6 +69,18 @@ class Child:
         error.child_traceback = trace
         raise error
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process that remembers earlier calls."""
+        return self._process is not None and self._process.is_alive()
+
+    def kill(self) -> None:
+        """SIGKILL the child and what it started; a call that another thread awaits fails. It may be started again."""
+        process = self._process
+        if process is not None and process.is_alive():
+            _kill(os.kill, process.pid)  # it leads no group yet if it was forked just now
+            _kill(os.killpg, process.pid)
+
     def close(self) -> None:
         """End the child, whatever it is doing, and wait for it."""
         if self._process is None:
@@ -83,16 +90,17 @@ class Child:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        _kill(os.killpg, self._process.pid)
         self._process = None
 
     def _ensure_started(self) -> None:
-        if self._process is not None and self._process.is_alive():
+        if self.alive:
             return
         self.close()
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(PRELOADED)
+        server.set_forkserver_preload(["flows.preload"])
         self._pipe, theirs = server.Pipe()
-        process = server.Process(target=_serve, args=(theirs,))
+        process = server.Process(target=_serve, args=(theirs, self._environment))
         process.start()
         self._process = process  # not before: one that Ctrl-C kept from starting cannot be joined
         theirs.close()
@@ -113,10 +121,12 @@ class Child:
                            "command again")
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The child: answer calls until the other end closes."""
     from flows import jobs
 
+    os.environ.update(environment)
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
     def progress(what: str, done: int, total: int) -> None:
@@ -129,6 +139,12 @@ def _serve(pipe: Connection) -> None:
             _send(pipe, "error", (_family(error), _line(error), traceback.format_exc()))
 
 
+def _kill(kill: Callable[[int, int], None], pid: int) -> None:
+    """SIGKILL a process, or what is left of a group."""
+    with contextlib.suppress(ProcessLookupError):
+        kill(pid, signal.SIGKILL)
+
+
 def _send(pipe: Connection, kind: str, content) -> None:
     pipe.send_bytes(json.dumps([kind, content]).encode())
 
@@ -138,7 +154,7 @@ def _receive(pipe: Connection):
 
 
 def _calls(pipe: Connection):
-    """Calls from `pipe`; a thread of its own ends the process at once when the parent is gone."""
+    """Calls from `pipe`; a thread of its own ends the process and its group at once when the parent is gone."""
     calls = queue.SimpleQueue()
 
     def read():
@@ -146,7 +162,7 @@ def _calls(pipe: Connection):
             while True:
                 calls.put(_receive(pipe))
         except (EOFError, OSError):
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=read, daemon=True).start()
     while True:

@@ -18,6 +18,7 @@ from flows.child import Child
 from flows.labels import PLAIN, labelled, refused, run_tags
 from flows.order import next_round
 from flows.round import distill_round
+from flows.team import gathered
 from pipeline.config import RunConfig
 from pipeline.context import silent
 from storage.errors import IntegrityError, UserError
@@ -32,11 +33,12 @@ def distill(config: RunConfig) -> dict:
     """
     plain = config.model_dump(mode="json")
     try:
-        with labelled(run_tags(config.run), config=plain), limits.playing(config.store, config.run, wait=True):
+        with (labelled(run_tags(config.run), config=plain), limits.playing(config.store, config.run, wait=True),
+              gathered(config.workers)):
             start(plain)
             played = []
             while (number := next_round(config.store, config.run, config.rounds)) is not None:
-                played.append(distill_round(config.store, config.run, number))
+                played.append(distill_round(config.store, config.run, number, config.workers))
                 played[-1] |= show_in_trackers(config, number)
     except (UserError, IntegrityError) as error:
         return refused(error)

@@ -50,6 +50,22 @@ def shard(progress: Progress, store: str, run: str, number: int, stage: str, sha
             "sha256": receipt.file.sha256, "facts": receipt.facts}
 
 
+def rest(progress: Progress) -> dict:
+    """Free the device of what a kept rollout engine holds there, until it is asked again."""
+    from pipeline.rollout import engine
+
+    engine.rest()
+    return {}
+
+
+def end_engine(progress: Progress) -> dict:
+    """End a kept rollout engine."""
+    from pipeline.rollout import engine
+
+    engine.close()
+    return {}
+
+
 def branch(progress: Progress, store: str, request: dict) -> dict:
     """Create a branch, or find it; returns its id, its round, and how many shards of each stage it shares."""
     from pipeline.replay.branch import make_branch, shared_shards
@@ -112,8 +128,8 @@ def track(progress: Progress, store: str, run: str, number: int, trackers: list[
     return feed(open_store(store), run, number, TypeAdapter(list[Tracker]).validate_python(trackers), progress)
 
 
-JOBS = {job.__name__: job for job in (start, preview, plan, shard, branch, check, make_pair, evaluate_model, report,
-                                  summary, track)}
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, rest, end_engine, branch, check, make_pair,
+                                      evaluate_model, report, summary, track)}
 
 
 @lru_cache(maxsize=1)

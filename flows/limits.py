@@ -20,8 +20,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from pathlib import Path
@@ -47,13 +47,22 @@ class Busy(OpdError):
 
 def device_limits() -> list[str]:
     """Names of the limits of every device here that stages may use: the visible GPUs, or else the CPU."""
+    return limits_of(gpus_here())
+
+
+def limits_of(gpus: Iterable[str]) -> list[str]:
+    """Names of the limits of these GPUs; that of the CPU where there are none."""
     host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node()) or "host"
-    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus())
     return [f"opd:gpu:{host}:{uuid}" for uuid in gpus] or [f"opd:cpu:{host}"]
 
 
+def gpus_here() -> list[str]:
+    """UUIDs of the GPUs that stages started here may use."""
+    return visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus())
+
+
 def device_limit() -> str:
-    """Name of the limit of the device that a stage started here computes on: the first visible one."""
+    """Name of the limit of the device that a stage of one process computes on: the first visible one."""
     return device_limits()[0]
 
 
@@ -64,9 +73,15 @@ def run_limit(store: str, run: str) -> str:
 
 
 @contextmanager
-def device() -> Iterator[None]:
-    """Hold this machine's device, waiting for it. Raises UserError if its limit does not exist."""
-    with _held(device_limit(), wait=True):
+def devices(gpus: Iterable[str]) -> Iterator[None]:
+    """Hold these GPUs, or this machine's CPU, waiting for them. Raises UserError if a limit does not exist.
+
+    They are taken one after the other in the order of their names, so that two who want the same ones do not wait for
+    each other.
+    """
+    with ExitStack() as held:
+        for name in sorted(set(limits_of(gpus))):
+            held.enter_context(_held(name, wait=True))
         yield
 
 
@@ -145,8 +160,8 @@ class Lease:
         from prefect.exceptions import PrefectHTTPStatusError
 
         try:
-            with _client() as client:
-                taken = client.increment_concurrency_slots_with_lease([self.name], 1, "concurrency", LEASE_S).json()
+            with client() as api:
+                taken = api.increment_concurrency_slots_with_lease([self.name], 1, "concurrency", LEASE_S).json()
         except PrefectHTTPStatusError as error:
             if error.response.status_code == LOCKED:
                 return False
@@ -177,8 +192,8 @@ class Lease:
             try:
                 self._renew()  # the server says nothing when it is given back a lease that it has forgotten
                 if self._id:
-                    with _client() as client:
-                        client.release_concurrency_slots_with_lease(self._id)
+                    with client() as api:
+                        api.release_concurrency_slots_with_lease(self._id)
                 self._id = None
             except httpx.HTTPError as error:
                 _logger().warning("%s is not given back, its lease ends by itself: %s", self.name, type(error).__name__)
@@ -189,8 +204,8 @@ class Lease:
         if self._id is None:
             return
         try:
-            with _client() as client:
-                client.renew_concurrency_lease(self._id, LEASE_S)
+            with client() as api:
+                api.renew_concurrency_lease(self._id, LEASE_S)
             self._known = time.monotonic()
         except PrefectHTTPStatusError as error:
             if error.response.status_code != GONE:
@@ -203,14 +218,15 @@ class Lease:
         held_s = time.monotonic() - self._known
         self._id = None
         if held_s < LEASE_S:
-            with _client() as client:
-                client.release_concurrency_slots([self.name], 1, max(held_s, 0.001))
+            with client() as api:
+                api.release_concurrency_slots([self.name], 1, max(held_s, 0.001))
             self.take()
         if self._id is None:
             _logger().warning("the server has forgotten that this flow run holds %s: another may take it", self.name)
 
 
-def _client():
+def client():
+    """A client of the server."""
     from prefect.client.orchestration import get_client
 
     return get_client(sync_client=True)
@@ -221,12 +237,12 @@ def _make(name: str) -> None:
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    with _client() as client:
+    with client() as api:
         try:
-            client.read_global_concurrency_limit_by_name(name)
+            api.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             try:
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+                api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
             except ObjectAlreadyExists:  # another flow run was quicker
                 pass
 

@@ -4,24 +4,35 @@ from collections.abc import Callable
 
 from flows.child import Child, OnProgress
 from flows.order import next_round, play_round
+from flows.team import Team, compute
+from flows.work import Work
 from pipeline.config import RunConfig
+from pipeline.config.workers import Workers
+from storage.errors import UserError
 from storage.objects import open_store
-from storage.rounds import Round
+from storage.rounds import Round, read_run
+
+ProgressFor = Callable[[str], OnProgress]
+"""progress_for(title) makes the progress callback of one piece of work."""
 
 
-def distill(config: RunConfig, progress_for: Callable[[str], OnProgress]) -> dict:
-    """Play every round of `config` that is not committed; `progress_for(title)` makes a progress callback."""
+def distill(config: RunConfig, progress_for: ProgressFor) -> dict:
+    """Play every round of `config` that is not committed."""
+    if config.workers.pool:
+        raise UserError(f"workers.pool = {config.workers.pool!r} is a work pool of a Prefect server: set "
+                        "PREFECT_API_URL, or drop workers.pool to compute here")
     with Child() as child:
         child.call("start", progress_for(config.run), config=config.model_dump(mode="json"))
     played = []
-    while (number := next_round(config.store, config.run, config.rounds)) is not None:
-        played.append(distill_round(config.store, config.run, number, progress_for))
-        shown = show_in_trackers(config, number, progress_for)
-        played[-1] |= {"trackers": shown} if shown else {}
+    with Team(config.workers) as team:
+        while (number := next_round(config.store, config.run, config.rounds)) is not None:
+            played.append(distill_round(config.store, config.run, number, progress_for, team))
+            shown = show_in_trackers(config, number, progress_for)
+            played[-1] |= {"trackers": shown} if shown else {}
     return {"run": config.run, "played": played}
 
 
-def show_in_trackers(config: RunConfig, number: int, progress_for: Callable[[str], OnProgress]) -> dict[str, str]:
+def show_in_trackers(config: RunConfig, number: int, progress_for: ProgressFor) -> dict[str, str]:
     """Show the rounds up to a committed one in the config's trackers: by tracker "ok", or what is wrong with it.
 
     None of them can fail a round: what one does not get now, the next round or `opd track` brings.
@@ -33,30 +44,46 @@ def show_in_trackers(config: RunConfig, number: int, progress_for: Callable[[str
                           number=number, trackers=[each.model_dump(mode="json") for each in config.tracker])
 
 
-def distill_round(store: str, run: str, number: int, progress_for: Callable[[str], OnProgress]) -> dict:
+def distill_round(store: str, run: str, number: int, progress_for: ProgressFor, team: Team) -> dict:
     """Play one round to its commit."""
     round = Round(open_store(store), run, number)
+    config = read_run(round.store, run)["config"]
     where = {"store": store, "run": run, "number": number}
 
     def plan() -> None:
         with Child() as child:
             child.call("plan", progress_for(f"round {number} plan"), **where)
 
-    def play_stage(stage: str, shards: list[int]) -> None:
-        play_shards(where, stage, shards, progress_for)
+    def play(pending: dict[str, list[int]]) -> None:
+        play_shards(where, Work(round, pending), team, config, progress_for)
 
-    manifest = play_round(round, plan, play_stage)
+    manifest = play_round(round, plan, play, team.streams(config))
     return {"run": run, "round": number, "manifest": manifest.id}
 
 
-def play_shards(where: dict, stage: str, shards: list[int], progress_for: Callable[[str], OnProgress]) -> list[dict]:
-    """Compute `shards` of one stage in one child, one after the other, under one progress bar."""
-    update = progress_for(f"round {where['number']} {stage}")
-    with Child() as child:
-        return [child.call("shard", within_shard(update, at, len(shards)), stage=stage, shard=shard, **where)
-                for at, shard in enumerate(shards, 1)]
+def play_stage(where: dict, stage: str, shards: list[int], progress_for: ProgressFor,
+               workers: Workers = Workers()) -> list[dict]:
+    """Compute some shards of one stage; what is told of each, by shard."""
+    round = Round(open_store(where["store"]), where["run"], where["number"])
+    config = read_run(round.store, where["run"])["config"]
+    with Team(workers) as team:
+        told = play_shards(where, Work(round, {stage: shards}), team, config, progress_for)
+    return sorted(told, key=lambda each: each["shard"])
 
 
-def within_shard(update: OnProgress, at: int, shards: int) -> OnProgress:
+def play_shards(where: dict, work: Work, team: Team, config: dict, progress_for: ProgressFor) -> list[dict]:
+    """Compute the shards of `work`, each once, under one progress bar; what is told of each."""
+    update = progress_for(f"round {where['number']} {', '.join(work.stages)}")
+    told: list[dict] = []
+
+    def play(child: Child, stage: str, shard: int) -> None:
+        at = f"{work.handed_out}/{work.total}" if len(work.stages) == 1 else f"{stage} {shard}"
+        told.append(child.call("shard", within_shard(update, at), stage=stage, shard=shard, **where))
+
+    compute(team.seats(work.stages, config), work, play)
+    return told
+
+
+def within_shard(update: OnProgress, at: str) -> OnProgress:
     """A callback that says at which shard the stage is, before what the shard says of itself."""
-    return lambda what, done, total: update(f"{at}/{shards} {what}", done, total)
+    return lambda what, done, total: update(f"{at} {what}", done, total)

@@ -3,36 +3,53 @@
 A round is: plan, then prompts, rollout, score, hidden, continuation, mask, train, evaluate, each shard by shard and
 committed, then the manifest. `hidden` and `continuation` have shards only where the config asks for them.
 What has a receipt is not played again, so the same call starts a round, resumes it, or finds it finished.
+
+Where there are devices for it, rollout, score and hidden are played together: a shard is scored as soon as its own
+rollouts have their receipt. They are committed in their order all the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pipeline.stages import commit_round
 from storage.layout import STAGES
 from storage.objects import open_store
 from storage.rounds import Manifest, Round, committed_rounds
 
-PlayStage = Callable[[str, list[int]], None]
-"""play_stage(stage, shards): compute these shards of the stage; returns when each has a receipt."""
+Pending = dict[str, list[int]]
+"""Stages, in their order, and their shards without a receipt."""
+PlayStages = Callable[[Pending], None]
+"""Computes all of these shards; returns when each has a receipt."""
+STREAMED = ("rollout", "score", "hidden")
+"""Stages that read the same shard of the one before."""
 
 
-def play_round(round: Round, plan: Callable[[], None], play_stage: PlayStage) -> Manifest:
-    """Bring `round` to its commit. Returns its manifest."""
+def play_round(round: Round, plan: Callable[[], None], play: PlayStages, stream: bool = False) -> Manifest:
+    """Bring `round` to its commit, with the stages of STREAMED together if `stream`. Returns its manifest."""
     committed = round.manifest()
     if committed:
         return committed
     if not round.planned():
         plan()
-    for stage in STAGES:
-        if round.stage_committed(stage):
-            continue
-        if pending := round.pending(stage):
-            play_stage(stage, pending)
-        round.commit_stage(stage)
+    for stages in steps(stream):
+        open_stages = [stage for stage in stages if not round.stage_committed(stage)]
+        pending = {stage: shards for stage in open_stages if (shards := round.pending(stage))}
+        if pending:
+            play(pending)
+        for stage in open_stages:
+            round.commit_stage(stage)
     return commit_round(round)
+
+
+def steps(stream: bool) -> Iterator[tuple[str, ...]]:
+    """The stages in their order, those that are played together side by side."""
+    for stage in STAGES:
+        if not stream or stage not in STREAMED:
+            yield (stage,)
+        elif stage == STREAMED[0]:
+            yield STREAMED
 
 
 def next_round(store_url: str, run: str, rounds: int) -> int | None:
     """The round to play now: the first that is not committed; None when all `rounds` are."""
-    done = set(committed_rounds(open_store(store_url), run))
-    return next((number for number in range(rounds) if number not in done), None)
+    done = len(committed_rounds(open_store(store_url), run))
+    return done if done < rounds else None

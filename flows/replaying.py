@@ -1,16 +1,15 @@
 """Playing branches without Prefect: a replay is a branch and its round, a rescore a branch and its scores."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
-from flows.child import Child, OnProgress
-from flows.local import distill_round, play_shards
+from flows.child import Child
+from flows.local import ProgressFor, distill_round, play_stage
+from flows.team import Team
+from pipeline.config.workers import Workers
 from pipeline.replay.branch import requested, source_round
 from pipeline.replay.request import Request
 from storage.objects import open_store
 from storage.rounds import Round
-
-ProgressFor = Callable[[str], OnProgress]
 
 
 def make_branch(store: str, request: Request, progress_for: ProgressFor) -> dict:
@@ -24,7 +23,8 @@ def make_branch(store: str, request: Request, progress_for: ProgressFor) -> dict
 def replay(store: str, request: Request, progress_for: ProgressFor) -> dict:
     """Make the branch, or find it, and play its round to the commit."""
     made = make_branch(store, request, progress_for)
-    return made | distill_round(store, made["run"], made["round"], progress_for)
+    with Team(Workers()) as team:
+        return made | distill_round(store, made["run"], made["round"], progress_for, team)
 
 
 def rescore(store: str, request: Request, progress_for: ProgressFor) -> dict:
@@ -34,7 +34,7 @@ def rescore(store: str, request: Request, progress_for: ProgressFor) -> dict:
     where = {"store": store, "run": made["run"], "number": made["round"]}
     for stage in ("prompts", "rollout", "score", "hidden"):
         if pending := round.pending(stage):
-            play_shards(where, stage, pending, progress_for)
+            play_stage(where, stage, pending, progress_for)
         round.commit_stage(stage)
     return made | _payloads(round, made["shared"])
 

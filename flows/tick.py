@@ -52,7 +52,7 @@ def _play_next(config: RunConfig) -> State:
     if number is None:
         return Completed(message=f"All {config.rounds} rounds of {config.run} are committed: nothing to do",
                          data={"run": config.run, "played": []})
-    played = distill_round(config.store, config.run, number)
+    played = distill_round(config.store, config.run, number, config.workers)
     played |= show_in_trackers(config, number)
     return Completed(message=f"Round {number} of {config.run} is committed ({played['manifest'][:12]}): "
                              f"{config.rounds - number - 1} of {config.rounds} rounds are left",

@@ -8,6 +8,7 @@
     run=<id>/round=<n>/<stage>.json                   the stage's commit
     run=<id>/round=<n>/manifest.json                  the round; the sha256 of its bytes is the round's id
     run=<id>/round=<n>/timings/<stage>-<i>.json       durations; never hashed
+    run=<id>/round=<n>/claims/<stage>-<i>/<beat>.json who is at work on a shard; gone when the stage is finished
     run=<id>/checkpoint=<n>/<sha12>/                  the student that starts round n, named by its files' hash
     run=<id>/head/<sha12>/                            the teacher's output head, where its hidden states are kept
 
@@ -65,6 +66,14 @@ def receipt(run: str, number: int, stage: str, shard: int) -> str:
 
 def timing(run: str, number: int, stage: str, shard: int) -> str:
     return f"{round_prefix(run, number)}timings/{_stage(stage)}-{int(shard)}.json"
+
+
+def claims_prefix(run: str, number: int) -> str:
+    return f"{round_prefix(run, number)}claims/"
+
+
+def claim(run: str, number: int, stage: str, shard: int, beat: int) -> str:
+    return f"{claims_prefix(run, number)}{_stage(stage)}-{int(shard)}/{int(beat)}.json"
 
 
 def shard(run: str, number: int, table: str, index: int, sha256: str, scores: str | None = None) -> str:

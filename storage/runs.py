@@ -87,11 +87,16 @@ def _recorded_branch(store: ObjectStore, run: str) -> tuple[str, int] | None:
 
 def committed_rounds(store: ObjectStore, run: str) -> list[int]:
     """Numbers of the committed rounds: 0 to n - 1, since every manifest names its parent. A branch counts its parent's
-    too."""
-    number = first_own_round(store, run)
-    while exists(store, layout.manifest(run, number)):
-        number += 1
-    return list(range(number))
+    too.
+
+    Looked for from the newest folder down, so that the hundredth round costs as much as the first: one listing and a
+    manifest or two.
+    """
+    first, prefix = first_own_round(store, run), layout.run_prefix(run)
+    names = (name.removeprefix("round=") for name in store.folders(prefix) if name.startswith("round="))
+    started = sorted((int(name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
+    newest = next((each for each in started if each >= first and exists(store, layout.manifest(run, each))), first - 1)
+    return list(range(newest + 1))
 
 
 def read_manifest(store: ObjectStore, run: str, number: int) -> Manifest | None:

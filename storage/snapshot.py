@@ -11,7 +11,7 @@ from typing import Any
 
 from storage import layout
 from storage.errors import UserError
-from storage.objects import ObjectStore
+from storage.objects import ObjectStore, exists
 from storage.records import Manifest, Plan, ShardFile
 from storage.rounds import Round
 from storage.runs import list_runs, read_manifest, read_run
@@ -54,24 +54,31 @@ class Snapshot:
         return self._rounds[run, number].manifest
 
 
-def take_snapshot(store: ObjectStore, run: str | None = None, in_progress: bool = False) -> Snapshot:
-    """Committed rounds of `run` (of all runs, if None), and with `in_progress` the one each run is working on."""
-    runs = list_runs(store)
-    if run is not None:
-        if run not in runs:
-            known = f"it has {', '.join(runs[:10])}" if runs else "it has no runs yet"
-            raise UserError(f"run {layout.check_run_id(run)} is not in the store {store.url}: {known}")
-        runs = [run]
-    rounds = [files for each in runs for files in _rounds_of(store, each, in_progress)]
+def take_snapshot(store: ObjectStore, run: str | None = None, in_progress: bool = False, since: int = 0) -> Snapshot:
+    """Committed rounds of `run` (of all runs, if None), and with `in_progress` the one each run is working on.
+
+    `since` leaves earlier rounds out: a manifest that is not read costs nothing, and a run has hundreds.
+    """
+    runs = list_runs(store) if run is None else [_known(store, run)]
+    rounds = [files for each in runs for files in _rounds_of(store, each, in_progress, since)]
     return Snapshot(store, {each: read_run(store, each) for each in runs},
                     {(files.run, files.number): files for files in rounds})
 
 
-def _rounds_of(store: ObjectStore, run: str, in_progress: bool) -> list[RoundFiles]:
+def _known(store: ObjectStore, run: str) -> str:
+    """`run`. Raises UserError, naming others, if there is no such run."""
+    if not exists(store, layout.run_json(run)):
+        runs = list_runs(store)
+        known = f"it has {', '.join(runs[:10])}" if runs else "it has no runs yet"
+        raise UserError(f"run {run} is not in the store {store.url}: {known}")
+    return run
+
+
+def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> list[RoundFiles]:
     found: list[RoundFiles] = []
-    while manifest := read_manifest(store, run, len(found)):
+    while manifest := read_manifest(store, run, since + len(found)):
         found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
-    round = Round(store, run, len(found))
+    round = Round(store, run, since + len(found))
     if in_progress and round.planned():
         files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
         found.append(RoundFiles(run, round.number, _by_table(files), plan=round.plan()))

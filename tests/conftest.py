@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell ignores Ctrl-C in what it starts in the background, and so would every process that a test starts."""
 
-COSTLY = ("prefect", "played")
+COSTLY = ("prefect", "played", "vllm_engine", "vllm_server")
 """Session fixtures that take 10 s and more to set up: all tests that ask for one run in one worker."""
 
 

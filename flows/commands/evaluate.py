@@ -30,7 +30,8 @@ def run(arguments) -> int:
     if by_hand:
         _refuse(arguments, "--run and --round", {"config": "a config", "set": "--set", "out": "--out"})
         return stage.run(arguments)
-    _refuse(arguments, "--model", {"run_id": "--run", "number": "--round", "shard": "--shard"})
+    _refuse(arguments, "--model", {"run_id": "--run", "number": "--round", "shard": "--shard",
+                                    "processes": "--processes"})
     if arguments.config is None:
         raise UserError("evaluate --model needs a config, whose [evaluation] names the problems")
     return grade_model(arguments)

@@ -26,13 +26,14 @@ def add_options(parser, stage: str, required: bool = True) -> None:
     parser.add_argument("--run", required=required, dest="run_id", help="id of a run that was started")
     parser.add_argument("--round", required=required, type=int, dest="number", help="round, from 0")
     parser.add_argument("--shard", type=int, help="only this shard (default: all that have no receipt)")
+    parser.add_argument("--processes", type=int, help="shards computed side by side (default: one for each GPU)")
     add_store(parser)
     add_json(parser)
 
 
 def run(arguments) -> int:
     from flows.child import Child
-    from flows.local import play_shards
+    from flows.local import play_stage
     from flows.progress import ProgressBars
     from pipeline.stages import check_round, check_shard, commit_finished
     from storage.objects import open_store
@@ -47,10 +48,20 @@ def run(arguments) -> int:
                 child.call("plan", bars.bar(f"round {arguments.number} plan"), **where)
         check_shard(round, arguments.stage, arguments.shard)
         shards = [arguments.shard] if arguments.shard is not None else round.pending(arguments.stage)
-        done = play_shards(where, arguments.stage, shards, bars.bar)
+        done = play_stage(where, arguments.stage, shards, bars.bar, workers_of(arguments))
     committed = commit_finished(round, arguments.stage)
     _print(arguments, done, committed)
     return 0
+
+
+def workers_of(arguments):
+    """The [workers] that a stage by hand has. Raises UserError for a number that is none."""
+    from pipeline.config.workers import Workers
+    from storage.errors import UserError
+
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UserError(f"--processes {arguments.processes} is no number of processes: use 1 or more")
+    return Workers(processes=arguments.processes)
 
 
 def _print(arguments, done: list[dict], committed: bool) -> None:

@@ -69,7 +69,7 @@ def evaluated(context: RoundContext) -> list[Evaluated]:
 def check_scores(context: RoundContext) -> None:
     """The last gate before training: sql/checks over the round, where duckdb is installed."""
     if importlib.util.find_spec("duckdb"):
-        refuse_silent_round(take_snapshot(context.store, context.run, in_progress=True), context.run, context.number)
+        refuse_silent_round(_snapshot(context), context.run, context.number)
 
 
 def check_config(masks: list[Mask], tokenizer) -> dict[str, str]:
@@ -119,13 +119,19 @@ def _evaluate(context: RoundContext, settings: Mask) -> Evaluated:
 
 def _evaluate_sql(context: RoundContext, settings: SqlMask) -> Evaluated:
     text = sources.text(settings, context.document)
-    snapshot = take_snapshot(context.store, context.run, in_progress=True)
+    snapshot = _snapshot(context, history="history" in text.lower())  # no other name stands for it
     with sql.connect(snapshot, context.run, context.number) as connection:
         rows, reads = sql.evaluate(connection, text, settings.file, context.number)
     places = sql.Places(context.round.read("score", None, ["rollout_id", "position"]))
     return Evaluated(sql.mark(rows, settings.file, places),
                      {"type": settings.type, "file": settings.file, "sql": text},
                      _read_files(context, snapshot, reads))
+
+
+def _snapshot(context: RoundContext, history: bool = False):
+    """This round's files; with `history` those of the rounds before it too, whose manifests cost 1 ms each."""
+    since = 0 if history else context.number
+    return take_snapshot(context.store, context.run, in_progress=True, since=since)
 
 
 def _read_files(context: RoundContext, snapshot, reads: set[str]) -> dict[str, str]:

@@ -131,11 +131,12 @@ class PrefectServer:
         return found if found["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
 
     @contextlib.contextmanager
-    def worker(self, pool: str, log: Path) -> Iterator[subprocess.Popen]:
+    def worker(self, pool: str, log: Path, *options: str, **environment: str) -> Iterator[subprocess.Popen]:
         """A worker of a process pool; killed with its flow runs at the end."""
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
         with log.open("ab") as file:
-            process = subprocess.Popen(command, env=self.environment, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(command, env={**self.environment, **environment}, stdout=file, stderr=file,
+                                       start_new_session=True)
         try:
             yield process
         finally:

@@ -7,20 +7,27 @@ from pipeline.config.load import section_models
 from pipeline.config.model import RunConfig
 
 KEYS = """
-run store rounds seed threads
-student.path student.revision student.dtype student.attention student.trust_remote_code
-teacher.path teacher.revision teacher.dtype teacher.attention teacher.trust_remote_code
-prompts.source<hub>.name prompts.source<hub>.subset prompts.source<hub>.split prompts.source<hub>.revision
-prompts.source<hub>.question prompts.source<hub>.answer prompts.source<hub>.solution prompts.source<hub>.limit
-prompts.source<file>.path prompts.source<file>.name prompts.source<file>.question prompts.source<file>.answer
-prompts.source<file>.solution prompts.source<file>.limit prompts.source<generated>.generator
-prompts.source<generated>.problems prompts.source<generated>.seed prompts.source<generated>.split prompts.task
-prompts.template prompts.system prompts.per_round prompts.per_shard prompts.max_prompt_tokens
-rollout.engine<transformers>.batch_size rollout.samples rollout.temperature rollout.top_p rollout.max_new_tokens
+run store rounds seed threads student.path student.revision student.dtype student.attention student.trust_remote_code
+teacher.path teacher.revision teacher.dtype teacher.attention teacher.trust_remote_code prompts.source<hub>.name
+prompts.source<hub>.subset prompts.source<hub>.split prompts.source<hub>.revision prompts.source<hub>.question
+prompts.source<hub>.answer prompts.source<hub>.solution prompts.source<hub>.limit prompts.source<file>.path
+prompts.source<file>.name prompts.source<file>.question prompts.source<file>.answer prompts.source<file>.solution
+prompts.source<file>.limit prompts.source<generated>.generator prompts.source<generated>.problems
+prompts.source<generated>.seed prompts.source<generated>.split prompts.task prompts.template prompts.system
+prompts.per_round prompts.per_shard prompts.max_prompt_tokens rollout.engine<transformers>.batch_size
+rollout.engine<vllm>.max_num_seqs rollout.engine<vllm>.gpu_memory_utilization rollout.engine<vllm>.cpu_kv_cache_gb
+rollout.engine<vllm>.tensor_parallel rollout.engine<vllm>.data_parallel rollout.engine<vllm>.max_model_len
+rollout.engine<vllm>.enforce_eager rollout.engine<vllm>.probe_rollouts rollout.engine<vllm_server>.url
+rollout.engine<vllm_server>.model rollout.engine<vllm_server>.api_key_env rollout.engine<vllm_server>.concurrency
+rollout.engine<vllm_server>.timeout_s rollout.engine<vllm_server>.retries rollout.engine<vllm_server>.reload
+rollout.engine<vllm_server>.checkpoint_path rollout.samples rollout.temperature rollout.top_p rollout.max_new_tokens
+score.engine<vllm>.max_num_seqs score.engine<vllm>.gpu_memory_utilization score.engine<vllm>.cpu_kv_cache_gb
+score.engine<vllm>.tensor_parallel score.engine<vllm>.max_model_len score.engine<vllm>.enforce_eager
+score.engine<vllm_server>.url score.engine<vllm_server>.model score.engine<vllm_server>.api_key_env
+score.engine<vllm_server>.concurrency score.engine<vllm_server>.timeout_s score.engine<vllm_server>.retries
 score.teacher_top_k score.student_top_k score.student_log_probs_at_teacher_topk score.grid score.batch_tokens
-score.head_rows score.reuse score.teacher_hidden_states
-mask<special_tokens>.tokens mask<special_tokens>.occurrences mask<detector>.max_log_ratio
-mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
+score.head_rows score.reuse score.teacher_hidden_states mask<special_tokens>.tokens mask<special_tokens>.occurrences
+mask<detector>.max_log_ratio mask<detector>.min_student_prob mask<detector>.min_count mask<sql>.file
 objective<teacher_topk_lsm>.k objective<student_topk>.form objective<student_topk>.clip objective<student_topk>.k
 objective<union_topk>.k objective<tail_bucket_topk>.k objective<forward_kl_topk>.k objective<gkd>.k
 objective<gkd>.beta objective<gkd>.support objective<gkd>.teacher objective<skewed_topk>.k
@@ -35,17 +42,16 @@ objective<sampled_token_masked>.ratio_cap objective<sampled_token_masked>.baseli
 objective<sampled_token_masked>.advantage_clip objective<lightning>.clip objective<dense>.support
 objective<dense>.divergence objective<dense>.outside objective<dense>.stop_gradient objective<dense>.k
 objective<dense>.beta objective<dense>.alpha objective<dense>.teacher objective<custom>.factory
-objective<custom>.options
-train.learning_rate train.warmup_steps train.rollouts_per_step train.epochs train.micro_batch_tokens train.beta1
-train.beta2 train.eps train.weight_decay train.max_grad_norm train.precision train.gradient_checkpointing
-train.reduction train.denominator train.age_cap train.drift_fuse
-continuation.depths continuation.prompts continuation.rollouts continuation.samples continuation.every
-continuation.temperature continuation.top_p continuation.max_new_tokens
-evaluation.benchmark.name evaluation.benchmark.source<hub>.name evaluation.benchmark.source<hub>.subset
-evaluation.benchmark.source<hub>.split evaluation.benchmark.source<hub>.revision
-evaluation.benchmark.source<hub>.question evaluation.benchmark.source<hub>.answer
-evaluation.benchmark.source<hub>.solution evaluation.benchmark.source<hub>.limit
-evaluation.benchmark.source<file>.path evaluation.benchmark.source<file>.name
+objective<custom>.options train.learning_rate train.warmup_steps train.rollouts_per_step train.epochs
+train.micro_batch_tokens train.beta1 train.beta2 train.eps train.weight_decay train.optimizer train.max_grad_norm
+train.precision train.gradient_checkpointing train.packing train.compile train.ranks train.lora.rank train.lora.alpha
+train.lora.target_modules train.reduction train.denominator train.age_cap train.drift_fuse continuation.depths
+continuation.prompts continuation.rollouts continuation.samples continuation.every continuation.temperature
+continuation.top_p continuation.max_new_tokens evaluation.benchmark.name evaluation.benchmark.source<hub>.name
+evaluation.benchmark.source<hub>.subset evaluation.benchmark.source<hub>.split
+evaluation.benchmark.source<hub>.revision evaluation.benchmark.source<hub>.question
+evaluation.benchmark.source<hub>.answer evaluation.benchmark.source<hub>.solution
+evaluation.benchmark.source<hub>.limit evaluation.benchmark.source<file>.path evaluation.benchmark.source<file>.name
 evaluation.benchmark.source<file>.question evaluation.benchmark.source<file>.answer
 evaluation.benchmark.source<file>.solution evaluation.benchmark.source<file>.limit
 evaluation.benchmark.source<generated>.generator evaluation.benchmark.source<generated>.problems
@@ -53,10 +59,11 @@ evaluation.benchmark.source<generated>.seed evaluation.benchmark.source<generate
 evaluation.benchmark.system evaluation.benchmark.samples evaluation.every evaluation.teacher evaluation.seed
 evaluation.temperature evaluation.top_p evaluation.max_new_tokens evaluation.per_shard evaluation.timeout_s
 tracker<tensorboard>.folder tracker<wandb>.project tracker<wandb>.entity tracker<wandb>.mode tracker<wandb>.folder
-tracker<mlflow>.uri tracker<mlflow>.experiment tracker<trackio>.project tracker<trackio>.folder
+tracker<mlflow>.uri tracker<mlflow>.experiment tracker<trackio>.project tracker<trackio>.folder workers.processes
+workers.stream workers.pool workers.pool_jobs workers.lease_s
 """
 
-STAGE = "--json --round --run --shard --store"
+STAGE = "--json --processes --round --run --shard --store"
 BRANCH = "--as --json --round --set --store run_id"
 COMMANDS = {
     "quickstart": "--json --report --set config", "init": "--prompts --student --teacher file",

@@ -20,7 +20,8 @@ def play(store: str, run: str, number: int):
     context = open_context(store, run, number)
     stages.prepare_process(context.config.threads)
     return play_round(context.round, lambda: stages.plan(context),
-                      lambda stage, shards: [stages.run_shard(context, stage, shard) for shard in shards])
+                      lambda pending: [stages.run_shard(context, stage, shard)
+                                       for stage, shards in pending.items() for shard in shards])
 
 
 def replay(store: str, number: int = 1, *, run: str = "tiny", **request):

@@ -1,0 +1,200 @@
+"""The fixed cost of a round, and whether it grows with the rounds before it:
+
+    python -m benchmarks.rounds [--rounds 200] [--prefect 20]      (7 minutes on two cores)
+
+Plays a run of 200 small rounds as `opd run` does (tiny models, 4 prompts, one shard per stage), and one of 20 through
+a Prefect server of its own. The models are so small that computing takes next to nothing, so the whole wall time of
+such a round is an upper bound of its fixed cost: processes, Prefect, loading, hashing, commits. It is printed beside
+the part that is spent outside of the stages. With the quickstart's pair (--pair FOLDER, the folder with
+quickstart-student and quickstart-teacher) and OPD_DATA_DIR, a round of examples/gsm8k.toml is played too, and one on
+the same models and data with next to nothing to compute: that one is all fixed cost, model loading included.
+
+No slope, over rounds 50 to the last: the least-squares line rises by under 5 % of the mean from its first to its last
+round, or the median of all pairwise slopes (Theil-Sen, which a pause of the machine does not move) does.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.report import Target, finish
+from flows import local
+from pipeline.config import RunConfig, load_config
+from storage.objects import open_store
+from storage.rounds import Round
+from tests.tiny import make_tiny
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"prompts.per_round": 4, "prompts.per_shard": 4, "rollout.max_new_tokens": 8}
+FROM = 50
+"""The round at which the slopes begin: caches and allocators have settled."""
+RISE = 0.05
+LIMIT_S = 2.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--prefect", type=int, default=20, metavar="ROUNDS")
+    parser.add_argument("--pair", type=Path, help="folder with quickstart-student and quickstart-teacher")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="opd-rounds-") as folder:
+        result = {"local": played_here(Path(folder) / "local", arguments.rounds)}
+        if arguments.prefect:
+            result["prefect"] = played_by_prefect(Path(folder) / "prefect", arguments.prefect)
+        if arguments.pair and os.environ.get("OPD_DATA_DIR"):
+            result["gsm8k"] = played_gsm8k(Path(folder) / "gsm8k", arguments.pair)
+    for name, figures in result.items():
+        shown = (f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float | int))
+        print(name, *shown, sep="\n  ")
+    return finish("rounds", result, targets(result))
+
+
+def targets(result: dict) -> list[Target]:
+    here, prefect, gsm8k = (result.get(name, {}) for name in ("local", "prefect", "gsm8k"))
+    return [
+        Target("fixed cost of a small round, s", here["round_s"], LIMIT_S, at_most=True),
+        Target("fixed cost of a small round through Prefect, s", prefect.get("round_s"), LIMIT_S, at_most=True),
+        *(Target(f"{what}: rise over rounds {FROM} to the last, share of the mean", here.get(f"{what}_rise"), RISE,
+                 at_most=True) for what in ("seconds", "cpu", "parent_rss", "server_rss")),
+        Target("fixed cost of a GSM8K round, share of it", gsm8k.get("share"), 0.05, at_most=True),
+    ]
+
+
+def played_here(folder: Path, rounds: int) -> dict:
+    """A run without Prefect: seconds and memory of each round."""
+    config, begun = small(folder, rounds), time.perf_counter()
+    parent, server, spent = [], [], []
+
+    def remember() -> None:
+        here, below = os.getpid(), children(os.getpid())
+        parent.append(resident_mb(here))
+        server.append(max(map(resident_mb, below), default=0.0))
+        spent.append(cpu_seconds(here) + sum(map(cpu_seconds, below)))
+
+    with stopwatch(remember) as seconds:
+        local.distill(config, quiet)
+    figures = {"rounds": rounds, "total_s": time.perf_counter() - begun, **split(config, seconds)}
+    cpu = np.diff(spent, prepend=spent[0]).tolist()
+    for name, values in (("seconds", seconds), ("cpu", cpu), ("parent_rss", parent), ("server_rss", server)):
+        figures[f"{name}_rise"] = rise(values[FROM:])
+        figures[f"{name}_of_rounds"] = [round(value, 4) for value in values]
+    return figures | {"cpu_s": median(cpu[1:]), "parent_rss_mb": parent[-1], "server_rss_mb": server[-1]}
+
+
+@contextlib.contextmanager
+def stopwatch(after=lambda: None):
+    """Seconds of every round that is played here; `after` is called after each."""
+    original, seconds = local.distill_round, []
+
+    def timed(*arguments):
+        start = time.perf_counter()
+        done = original(*arguments)
+        seconds.append(time.perf_counter() - start)
+        after()
+        return done
+
+    local.distill_round = timed
+    try:
+        yield seconds
+    finally:
+        local.distill_round = original
+
+
+def quiet(title: str):
+    return lambda what, done, total: None
+
+
+def split(config: RunConfig, seconds: list[float]) -> dict:
+    """Medians over rounds: a whole one, what its stages say they took, and the rest."""
+    store, numbers = open_store(config.store), range(len(seconds))
+    within = [sum(each["seconds"] for each in Round(store, config.run, number).timings()) for number in numbers]
+    return {"round_s": median(seconds[1:]), "within_stages_s": median(within[1:]),
+            "outside_of_stages_s": median([whole - inner for whole, inner in zip(seconds, within)][1:])}
+
+
+def rise(values: list[float]) -> float | None:
+    """By what share of their mean the values rise from the first to the last, by the smaller of the line of least
+    squares and the Theil-Sen line; None for too few."""
+    if len(values) < 20:
+        return None
+    places = np.arange(len(values))
+    line = float(np.polyfit(places, values, 1)[0])
+    robust = median((values[j] - values[i]) / (j - i) for i, j in combinations(range(len(values)), 2))
+    return min(line, robust) * (len(values) - 1) / float(np.mean(values))
+
+
+def played_by_prefect(folder: Path, rounds: int) -> dict:
+    """A run through Prefect: from the start of one round's flow run to that of the next, as the server has them."""
+    from tests.flows.prefect_server import prefect_server
+
+    config = small(folder, rounds)
+    with prefect_server(folder / "home") as server:
+        server.opd("doctor", "--fix")
+        done = subprocess.run(server.command("run", folder / "config.toml"), env=server.environment, text=True,
+                              capture_output=True)
+        assert done.returncode == 0, done.stderr
+        runs = [server.flow_runs(f"{config.run} round {number}")[0] for number in range(rounds)]
+    starts = [np.datetime64(each["start_time"].rstrip("Z")).astype("datetime64[ms]").astype(int) / 1e3 for each in runs]
+    return {"rounds": rounds, **split(config, np.diff(starts).tolist()),
+            "seconds_of_rounds": [round(each, 3) for each in np.diff(starts).tolist()]}
+
+
+def played_gsm8k(folder: Path, pair: Path) -> dict:
+    """The second round of the GSM8K example, and what of it is fixed: a second round with next to nothing to compute,
+    on the same models and data (one prompt, one rollout, one new token, one held-out problem)."""
+    folder.mkdir(parents=True)
+    settings = [f"{side}.path={pair / f'quickstart-{side}'}" for side in ("student", "teacher")]
+    example = load_config(ROOT / "examples/gsm8k.toml", [*settings, f"store={folder / 'store'}", "rounds=2"])
+    least = example.model_dump(mode="json") | {"run": "least"}
+    least["prompts"]["per_round"] = least["rollout"]["samples"] = least["rollout"]["max_new_tokens"] = 1
+    least["evaluation"]["benchmark"][0]["source"]["limit"] = 1
+    whole, fixed = (second_round_s(config) for config in (example, RunConfig.model_validate(least)))
+    return {"round_s": whole, "fixed_s": fixed, "share": fixed / whole}
+
+
+def second_round_s(config: RunConfig) -> float:
+    with stopwatch() as seconds:
+        local.distill(config, quiet)
+    return seconds[1]
+
+
+def small(folder: Path, rounds: int) -> RunConfig:
+    folder.mkdir(parents=True)
+    with contextlib.redirect_stderr(open(os.devnull, "w")):
+        return load_config(make_tiny(folder, rounds=rounds, **SMALL))
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process, in MiB."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return 0.0
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and its ended children have computed: other than the clock, it does not count who else was at
+    work on the machine."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
+    return [int(each) for each in found]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
