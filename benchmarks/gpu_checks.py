@@ -14,14 +14,14 @@ from pipeline.config.score import Score
 from pipeline.config.train import Train
 from pipeline.objectives import build
 from pipeline.score.scorer import score_rollouts
-from pipeline.train import support_gemm, support_paths
 from pipeline.train.current import summary
 from pipeline.train.log_normaliser import log_normaliser
 from pipeline.train.optimizer import adamw
 from pipeline.train.reader import join
 from pipeline.train.student import Student
-from pipeline.train.support_head import support_logits
-from pipeline.train.support_index import CHUNK, SupportIndex
+from pipeline.train.support import gemm, paths
+from pipeline.train.support.head import support_logits
+from pipeline.train.support.index import CHUNK, SupportIndex
 from pipeline.train.trainer import Trainer
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -39,9 +39,9 @@ def cases(bench: Bench) -> list:
     return found
 
 
-def paths(bench: Bench) -> dict:
+def paths_here(bench: Bench) -> dict:
     """Paths of the support head that run here."""
-    return support_paths.paths() if support_paths.triton_runs() else {"gemm": support_gemm}
+    return paths.paths() if paths.triton_runs() else {"gemm": gemm}
 
 
 def head(vocabulary: int, width: int, positions: int, support: int, dtypes, bench: Bench, options: dict):
@@ -81,7 +81,7 @@ def clear(*leaves) -> None:
 def support_head(bench: Bench) -> list[Figure]:
     sizes = (60, 24, 9, 8) if bench.tiny else (9000, 1000, 1500, 64)
     figures = []
-    for name, path in paths(bench).items():
+    for name, path in paths_here(bench).items():
         for dtypes in ((FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)):
             if not bench.gpu and dtypes[0] != FLOAT32:
                 continue  # Triton's interpreter cuts what a GPU rounds
@@ -111,7 +111,7 @@ def real_size(bench: Bench) -> list[Figure]:
     """V 151,936, d 896, K 64: float32 gradients within 1e-5 of dense."""
     sizes = (300, 32, 12, 8) if bench.tiny else (151_936, 896, 512, 64)
     figures = []
-    for name, path in paths(bench).items():
+    for name, path in paths_here(bench).items():
         hidden, weight, ids, options = head(*sizes, (FLOAT32, FLOAT32), bench, {})
         loss = lambda logits: (logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
         loss(support_logits(hidden, weight, SupportIndex.build(ids, CHUNK), path=path)).backward()

@@ -13,13 +13,13 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_checks import clear, paths
+from benchmarks.gpu_checks import clear, paths_here
 from benchmarks.gpu_tools import Bench, Figure, zipf_ids
-from pipeline.train import support_paths
 from pipeline.train.log_normaliser import log_normaliser
-from pipeline.train.support_head import support_logits
-from pipeline.train.support_index import CHUNK, SupportIndex
-from pipeline.train.support_paths import Problem, seconds
+from pipeline.train.support import paths
+from pipeline.train.support.head import support_logits
+from pipeline.train.support.index import CHUNK, SupportIndex
+from pipeline.train.support.paths import Problem, seconds
 
 WIDTHS, SUPPORTS = (896, 1536, 3584), (64, 32)
 TARGET_SHAPE = (3584, 64)
@@ -38,7 +38,7 @@ def cases(bench: Bench) -> list:
                      lambda: with_tf32(lambda: compare(bench, *shapes[0], FLOAT32))))
     found.insert(4, ("rates", lambda: rates(bench)))
     found.append(("normaliser", lambda: normaliser(bench, shapes[0][0])))
-    if bench.gpu and support_paths.triton_runs():
+    if bench.gpu and paths.triton_runs():
         found.append(("tiles", lambda: tiles(bench)))
     return found
 
@@ -95,7 +95,7 @@ def compare(bench: Bench, width: int, support: int, weight_dtype: torch.dtype) -
         ms[name] = bench.ms(run, 3)
         clear(hidden, weight)
         gb[name] = bench.extra_gb(run)
-    for name, path in paths(bench).items():
+    for name, path in paths_here(bench).items():
         weight.grad = torch.zeros_like(weight)
         ms[name] = bench.ms(lambda path=path: ours(path))
         hidden.grad = None
@@ -141,7 +141,7 @@ def liger(hidden, weight) -> dict:
 
 
 def rates(bench: Bench) -> list[Figure]:
-    """What support_paths.RATES has to hold for this device: measured on a copy, products and the fused kernels."""
+    """What paths.RATES has to hold for this device: measured on a copy, products and the fused kernels."""
     size, rows = (64, 1000) if bench.tiny else (8192, 2**20)
     found = {}
     for dtype in (BFLOAT16, FLOAT32) if bench.gpu else (FLOAT32,):
@@ -151,10 +151,10 @@ def rates(bench: Bench) -> list[Figure]:
     found["products of tf32"] = 2 * size**3 / with_tf32(lambda: bench.ms(lambda: a @ a)) * 1000
     table = torch.randn(rows, 256, device=bench.device)
     found["streamed bytes"] = 2 * table.nbytes / bench.ms(table.clone) * 1000
-    if "fused" in paths(bench):
+    if "fused" in paths_here(bench):
         width, support = (24, 4) if bench.tiny else TARGET_SHAPE
         hidden, weight, ids, _ = problem(bench, width, support, BFLOAT16)
-        index, fused = SupportIndex.build(ids), paths(bench)["fused"]
+        index, fused = SupportIndex.build(ids), paths_here(bench)["fused"]
         with torch.no_grad():
             time_ms = bench.ms(lambda: fused.dots(hidden, weight, index))
         found["gathered bytes"] = ids.numel() * width * weight.element_size() / time_ms * 1000
@@ -185,7 +185,7 @@ def normaliser(bench: Bench, width: int) -> list[Figure]:
 
 def tiles(bench: Bench) -> list[Figure]:
     """Each kernel at the target shape with its tile and the neighbours of that."""
-    fused = support_paths.paths()["fused"]
+    fused = paths.paths()["fused"]
     hidden, weight, ids, grad = problem(bench, *TARGET_SHAPE, BFLOAT16)
     index, buffer = SupportIndex.build(ids), torch.zeros_like(weight)
     kernels = {

@@ -7,7 +7,7 @@ teacher_topk_lsm with the product's objective, and go backward to dH and dW.
   dense    logits of all V (F.linear), gather the K, autograd: dlogits [N, V], dH and a fresh dW. No softmax over V,
            which LSM does not need, and no zeroing or adding up of dW, so this is the dense head at its cheapest.
   chunked  the same, 256 positions at a time, dW added to one that is there: one chunk is timed, times their number
-  support  pipeline/train/support_head.py, dW added into a weight.grad that is there
+  support  pipeline/train/support/head.py, dW added into a weight.grad that is there
 
 What a step costs the support head besides is measured on its own and counted both ways, because dW is a buffer that
 somebody must clear: building the index (the trainer's loader does it ahead), clearing only the touched rows of
@@ -38,8 +38,8 @@ from pipeline.objectives import StudentLogits, TokenBatch, build
 from pipeline.train.in_place import embed
 from pipeline.train.log_normaliser import log_normaliser
 from pipeline.train.optimizer import adamw
-from pipeline.train.support_head import student_logits
-from pipeline.train.support_index import SupportIndex
+from pipeline.train.support.head import student_logits
+from pipeline.train.support.index import SupportIndex
 
 VOCABULARY = 151_936
 LOGGED = 32

@@ -9,9 +9,9 @@ from pipeline.config import RunConfig
 from pipeline.config.model import NOT_RECORDED
 from pipeline.config.partial import check_masks_partial
 from pipeline.config.paths import absolute
-from pipeline.rollout.vllm_checks import check_engine
 from pipeline.track.interface import check_libraries
 from pipeline.versions import versions
+from pipeline.vllm.checks import check_engine
 from storage.documents import differing_keys
 from storage.errors import MissingObject, UserError
 from storage.objects import ObjectStore, open_store, store_exists

@@ -55,7 +55,7 @@ class VllmServer(Served):
     reload: Literal["none", "rpc"] = "none"
     """none: whoever runs the server gives it the weights of each round. rpc: it is told to read them, through the
     /collective_rpc of a server started with VLLM_SERVER_DEV_MODE=1, which sees the checkpoint's folder; on a CPU also
-    with --worker-extension-cls pipeline.rollout.vllm_reload.TakesWeights. Others' requests get the new weights too."""
+    with --worker-extension-cls pipeline.vllm.reload.TakesWeights. Others' requests get the new weights too."""
     checkpoint_path: str = "{folder}"
     """reload = 'rpc': the checkpoint's folder as the server sees it. {folder} is its path here, {name} its last part,
     such as checkpoint=3."""

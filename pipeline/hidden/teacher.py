@@ -13,8 +13,10 @@ import torch
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.hidden import coding
-from pipeline.models import device, load_model, output_head, trunk
+from pipeline.models import device, load_model, output_head
 from pipeline.provenance import teacher_model
+from pipeline.score.packed import PackedTrunk
+from pipeline.score.packed_attention import Packing
 from pipeline.score.rows import TokenRows
 from storage import schemas
 from storage.errors import UserError
@@ -42,15 +44,15 @@ def hidden_table(rollouts: pa.Table, teacher: torch.nn.Module, dtype: str, batch
 
     Raises UserError for hidden states that are NaN or infinite.
     """
-    rows, forward = TokenRows(rollouts), trunk(teacher)
+    rows, forward = TokenRows(rollouts), PackedTrunk(teacher, batch_tokens)
     width = output_head(teacher).weight_VD.shape[1]
     stored_NB = np.empty((len(rows), coding.stored_bytes(dtype, width)), dtype=np.uint8)
     scale_N, done = np.ones(len(rows), dtype=np.float32), 0
     for batch in rows.batches(batch_tokens):
         with torch.inference_mode():
-            input_ids_BT, index_R = (torch.from_numpy(each).to(teacher.device)
-                                     for each in (batch.input_ids_BT, batch.hidden_index_R))
-            hidden_RD = forward(input_ids_BT).flatten(0, 1)[index_R]
+            input_ids_T, index_R = (torch.from_numpy(each).to(teacher.device)
+                                    for each in (batch.input_ids_T, batch.hidden_index_R))
+            hidden_RD = forward(input_ids_T, Packing(batch.segments, teacher.device))[index_R]
             _check_finite(hidden_RD)
             stored_NB[batch.row_R], scale_N[batch.row_R] = coding.encode(hidden_RD, dtype)
         done += len(batch.row_R)

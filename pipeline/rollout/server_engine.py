@@ -24,7 +24,7 @@ from pipeline.config.model import Model
 from pipeline.rollout.engine import Generations, OnFinished, Sampling
 from pipeline.rollout.server_answers import Malformed, read_completion, read_prompt_log_probs
 from pipeline.rollout.server_proof import prove
-from pipeline.vllm_client import VllmClient, prompt_request
+from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 from storage.weights import read_json
 
@@ -128,7 +128,7 @@ class ServerEngine:
                             ) from error
 
     def _take_weights(self, path: str) -> None:
-        """By vllm_reload.py's method where the server has it: on a CPU vLLM's own forgets a head that is tied."""
+        """By pipeline/vllm/reload.py where the server has it: on a CPU vLLM's own method forgets a tied head."""
         try:
             self.client.post("/collective_rpc", {"method": "take_weights", "args": [path]})
         except UserError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.config.model import Model
 from pipeline.rollout.server_answers import Malformed, read_prompt_log_probs
-from pipeline.vllm_client import VllmClient, prompt_request
+from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 
 PROMPTS, TOKENS = 4, 256

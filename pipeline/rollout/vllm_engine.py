@@ -19,9 +19,9 @@ from pipeline.config.engines import VllmEngine
 from pipeline.config.model import Model
 from pipeline.rollout.engine import Generations, OnFinished, Sampling, checked
 from pipeline.rollout.proof import EngineFailed, prove
-from pipeline.rollout.vllm_checks import check_devices, check_engine, visible_devices
-from pipeline.rollout.vllm_messages import Arrays
-from pipeline.rollout.vllm_start import EngineProcess, engine_options
+from pipeline.vllm.checks import check_devices, check_engine, visible_devices
+from pipeline.vllm.messages import Arrays
+from pipeline.vllm.start import EngineProcess, engine_options
 from storage.errors import UserError
 
 PROBE_TOKENS = 32

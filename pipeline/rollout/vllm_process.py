@@ -2,7 +2,7 @@
 
     python -P -m pipeline.rollout.vllm_process FD
 
-FD is an inherited socket; what comes through it is described in vllm_messages.py. Calls, each answered by `done` or
+FD is an inherited socket; what comes through it: pipeline/vllm/messages.py. Calls, each answered by `done` or
 by `error` with one line:
 
     open       load the weights of a folder; answers what runs
@@ -24,8 +24,8 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from pipeline.rollout.vllm_messages import Arrays, receive, send
-from pipeline.rollout.vllm_reload import model_alone
+from pipeline.vllm.messages import Arrays, receive, send
+from pipeline.vllm.reload import model_alone
 
 LINE = 400
 """Characters of an error that are passed on."""
@@ -47,7 +47,7 @@ class Served:
                 model=alone, tokenizer=alone, skip_tokenizer_init=True, load_format="safetensors",
                 generation_config="vllm", enable_prefix_caching=True, logprobs_mode="processed_logits", max_logprobs=2,
                 logits_processors=["pipeline.rollout.vllm_draw:Draw"], disable_log_stats=True,
-                worker_extension_cls="pipeline.rollout.vllm_reload.TakesWeights", **options,
+                worker_extension_cls="pipeline.vllm.reload.TakesWeights", **options,
                 **(cpu if self.on_cpu else gpu)))
         self.ready = {"device": "cpu" if self.on_cpu else current_platform.device_type, "vllm": vllm.__version__,
                       "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len}

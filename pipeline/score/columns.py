@@ -1,10 +1,9 @@
-"""The columns of `tokens`: filled from tensors, chunk by chunk and in any order, then handed to Arrow as they are."""
+"""The columns of `tokens`: filled chunk by chunk and in any order, then handed to Arrow as they are."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
 from pipeline.score.rows import TokenRows
 from storage import schemas
@@ -23,18 +22,18 @@ class Columns:
                  "sampling_log_prob": rows.per_token("sampling_log_probs")}
         scored = [field for field in self.schema
                   if field.name not in given and field.name not in FROM_ROLLOUTS + MARKED]
-        self.arrays = given | {field.name: _empty(field.type, len(rows)) for field in scored}
+        self.arrays = given | {field.name: empty_column(field.type, len(rows)) for field in scored}
         self.scored = frozenset(field.name for field in scored)
         self.reused_from_M: list[str | None] = [None] * len(rows.rollouts)
         """Manifest ids, by rollout."""
         self.filled = 0
         """Rows that were put."""
 
-    def put(self, row_R: np.ndarray, statistics: Mapping[str, Tensor | np.ndarray]) -> None:
+    def put(self, row_R: np.ndarray, statistics: Mapping[str, np.ndarray]) -> None:
         """Store what is known of some rows."""
         assert statistics.keys() == self.scored, statistics.keys() ^ self.scored
         for name, values in statistics.items():
-            self.arrays[name][row_R] = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+            self.arrays[name][row_R] = values
         self.filled += len(row_R)
 
     def table(self) -> pa.Table:
@@ -54,7 +53,8 @@ class Columns:
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=field.type)
 
 
-def _empty(kind: pa.DataType, rows: int) -> np.ndarray:
+def empty_column(kind: pa.DataType, rows: int) -> np.ndarray:
+    """An array for a column of numbers or of fixed-size lists of them."""
     if pa.types.is_fixed_size_list(kind):
         return np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
     return np.empty(rows, dtype=kind.to_pandas_dtype())

@@ -19,7 +19,7 @@ ENGINE = "opd"
 ENGINE_VERSION = 1
 """Raise it when the scorer's numbers change by more than rounding."""
 PARTIAL_VERSION = 1
-"""The same of what is made of vLLM's answers (vllm_columns.py)."""
+"""The same of what is made of vLLM's answers (by_vllm/columns.py)."""
 
 
 def teacher_key(document: dict[str, Any], config: RunConfig) -> str:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.model import Score
+from pipeline.score.by_vllm.unknown import known
 from pipeline.score.payload import STORED_COLUMNS, Payload
-from pipeline.score.unknown import known
 from storage import layout
 from storage.errors import IntegrityError, MissingObject
 from storage.objects import ObjectStore

@@ -1,9 +1,11 @@
 """Which tokens get a row of `tokens`, and which rollouts are run together.
 
 A row is a token that the student wrote (inside a span of `turns`); tokens of an environment are read by the models and
-have none. The token at response position p is predicted by the hidden state at sequence index P + p - 1.
+have none. The token at response position p is predicted by the hidden state at index P + p - 1 of its own sequence; the
+first one of every sample by the last one of their prompt.
 
-Arrays: M rollouts, N rows, P prompt tokens. Everything is numpy on Arrow's buffers: no Python object per token.
+Arrays: M rollouts, N rows, R rows and T tokens of a batch, P prompt tokens. Everything is numpy on Arrow's
+buffers: no Python object per token.
 """
 
 from collections.abc import Container, Iterator
@@ -13,16 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.ragged import Ragged, Spans
+from pipeline.score.segments import Segments
 from storage.errors import IntegrityError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts of one forward pass, padded on the right, and the rows that it predicts."""
+    """Rollouts of one forward pass as one flat sequence, every prompt once, and the rows that it predicts."""
 
-    input_ids_BT: np.ndarray
+    input_ids_T: np.ndarray
+    segments: Segments
     hidden_index_R: np.ndarray
-    """Index of each row's hidden state in the flattened [B * T]."""
+    """Place of each row's hidden state among the T."""
     row_R: np.ndarray
     """Index of each row in the table."""
     parts: list[tuple[int, slice]]
@@ -39,6 +43,8 @@ class TokenRows:
         self.rollout_N, self.position_N = self._written()
         self.first_row_M = np.searchsorted(self.rollout_N, np.arange(len(rollouts) + 1))
         self.token_N = self._at_rows(self.responses)
+        self.fed_M = self._fed()
+        """Response tokens that are read, all up to the last row's own; -1 for a rollout without rows."""
 
     def __len__(self) -> int:
         return len(self.rollout_N)
@@ -58,35 +64,59 @@ class TokenRows:
         return slice(int(self.first_row_M[rollout]), int(self.first_row_M[rollout + 1]))
 
     def batches(self, max_tokens: int, members: Container[int] | None = None) -> Iterator[Batch]:
-        """Longest rollouts first, at most `max_tokens` tokens with padding; a longer rollout runs alone.
+        """Longest rollouts first, the samples of a prompt together, at most `max_tokens` tokens; a longer rollout runs
+        alone. Samples of a prompt that are more than that read it once per batch.
 
         `members`: places in `self.rollouts`, all of them if None. The same members give the same batches.
         """
-        last_row_M = self.first_row_M[1:] - 1
-        written_M = last_row_M >= self.first_row_M[:-1]
-        last_position_M = np.where(written_M, self.position_N[np.maximum(last_row_M, 0)] if len(self) else 0, 0)
-        fed_M = self.prompts.lengths + last_position_M
-        order = [index for index in np.lexsort((np.arange(len(fed_M)), -fed_M))
-                 if written_M[index] and (members is None or index in members)]
-        while order:
-            fit = max(1, max_tokens // int(fed_M[order[0]]))
-            yield self._batch(order[:fit], fed_M)
-            order = order[fit:]
+        batch, tokens = [], 0
+        for tree in self._trees(max_tokens, members):
+            if batch and tokens + self._tokens(tree) > max_tokens:
+                yield self._batch(batch)
+                batch, tokens = [], 0
+            batch.append(tree)
+            tokens += self._tokens(tree)
+        if batch:
+            yield self._batch(batch)
 
-    def _batch(self, members: list[int], fed_M: np.ndarray) -> Batch:
-        width = int(fed_M[members[0]])
-        input_ids_BT = np.zeros((len(members), width), dtype=np.int64)
-        hidden, rows, parts, count = [], [], [], 0
-        for line, member in enumerate(members):
-            prompt = self.prompts[member]
-            fed = int(fed_M[member])
-            input_ids_BT[line, :len(prompt)] = prompt
-            input_ids_BT[line, len(prompt):fed] = self.responses[member][:fed - len(prompt)]
-            member_rows = np.arange(self.first_row_M[member], self.first_row_M[member + 1])
-            hidden.append(line * width + len(prompt) + self.position_N[member_rows] - 1)
-            rows.append(member_rows)
-            parts.append((member, slice(count, count := count + len(member_rows))))
-        return Batch(input_ids_BT, np.concatenate(hidden), np.concatenate(rows), parts)
+    def _trees(self, max_tokens: int, members: Container[int] | None) -> list[list[int]]:
+        """Rollouts with rows by prompt, the longest first, cut where a prompt's are too many for one batch."""
+        chosen = [index for index in np.argsort(-self.fed_M, kind="stable").tolist()
+                  if self.fed_M[index] >= 0 and (members is None or index in members)]
+        trees: dict[bytes, list[list[int]]] = {}
+        for index in chosen:
+            same_prompt = trees.setdefault(self.prompts[index].tobytes(), [[]])
+            if same_prompt[-1] and self._tokens([*same_prompt[-1], index]) > max_tokens:
+                same_prompt.append([])
+            same_prompt[-1].append(index)
+        return sorted((tree for same_prompt in trees.values() for tree in same_prompt),
+                      key=lambda tree: (-self.prompts.lengths[tree[0]] - self.fed_M[tree[0]], tree[0]))
+
+    def _tokens(self, tree: list[int]) -> int:
+        return int(self.prompts.lengths[tree[0]] + self.fed_M[tree].sum())
+
+    def _batch(self, trees: list[list[int]]) -> Batch:
+        ids, lengths, prompts, hidden, rows, parts = [], [], [], [], [], []
+        tokens = count = 0
+        for tree in trees:
+            prompt, prompt_segment = self.prompts[tree[0]], len(lengths)
+            ids.append(prompt)
+            lengths.append(len(prompt))
+            prompts.append(prompt_segment)
+            prompt_end = tokens = tokens + len(prompt)
+            for member in tree:
+                member_rows = np.arange(self.first_row_M[member], self.first_row_M[member + 1])
+                position_R, fed = self.position_N[member_rows], int(self.fed_M[member])
+                hidden.append(np.where(position_R == 0, prompt_end, tokens + position_R) - 1)
+                rows.append(member_rows)
+                parts.append((member, slice(count, count := count + len(member_rows))))
+                if fed:
+                    ids.append(self.responses[member][:fed])
+                    lengths.append(fed)
+                    prompts.append(prompt_segment)
+                    tokens += fed
+        return Batch(np.concatenate(ids).astype(np.int64), Segments(np.array(lengths), np.array(prompts)),
+                     np.concatenate(hidden), np.concatenate(rows), parts)
 
     def _written(self) -> tuple[np.ndarray, np.ndarray]:
         """Rollout and position of every row."""
@@ -94,6 +124,12 @@ class TokenRows:
         self._refuse(turns.misfits(self.responses.lengths), "turns are not ordered spans of response_tokens")
         self._refuse(self.prompts.lengths == 0, "prompt_tokens is empty, so nothing predicts the first token")
         return turns.positions()
+
+    def _fed(self) -> np.ndarray:
+        written_M = np.diff(self.first_row_M) > 0
+        fed_M = np.full(len(self.rollouts), -1)
+        fed_M[written_M] = self.position_N[self.first_row_M[1:][written_M] - 1]
+        return fed_M
 
     def _at_rows(self, ragged: Ragged) -> np.ndarray:
         return ragged.values[ragged.starts[self.rollout_N] + self.position_N]

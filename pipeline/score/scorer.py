@@ -16,6 +16,7 @@ W = V padded, K teacher entries, k student entries.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +24,21 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.model import Score
-from pipeline.models import output_head, trunk
-from pipeline.score.columns import Columns
-from pipeline.score.payload import Payload
+from pipeline.models import output_head
+from pipeline.score.columns import Columns, empty_column
+from pipeline.score.host import to_device, to_host
+from pipeline.score.packed import PackedTrunk
+from pipeline.score.packed_attention import Packing
+from pipeline.score.payload import TEACHER_COLUMNS, Payload
 from pipeline.score.rows import Batch, TokenRows
 from pipeline.score.statistics import COLUMNS, LOWEST, Rows, rank, softmax_rows_, top_k
 from storage import schemas
 from storage.codec import snap
 from storage.errors import UserError
 
+SNAPPED = frozenset({"teacher_topk_log_probs", "student_topk_log_probs", "teacher_log_probs_at_student_topk",
+                     "student_log_probs_at_teacher_topk"})
+"""Columns whose log-probs lie on the grid."""
 BLOCK_ROWS = {"cpu": 8, "cuda": 256}
 """Rows of a block: three float32 blocks of V = 151,936 take 15 MB at 8 rows; a GPU wants fewer, larger kernels."""
 
@@ -63,13 +70,28 @@ def score_reusing(rollouts: pa.Table, student: nn.Module, load_teacher: Callable
     if columns.filled < len(rows):
         teacher = load_teacher()
         _check_head("teacher", teacher, shared_vocab)
-        scorer = Scorer(student, teacher, shared_vocab, settings, min(settings.head_rows, len(rows)))
+        scorer = Scorer(student, teacher, shared_vocab, settings, len(rows))
         rest = set(range(len(rows.rollouts))) - used.keys()
-        for batch in rows.batches(settings.batch_tokens, rest):
-            for part, statistics in scorer.score(batch, rows.token_N):
-                columns.put(batch.row_R[part], statistics)
-                progress("score", columns.filled, len(rows))
+        for row_R, statistics in scorer.score(rows, rest):
+            columns.put(row_R, statistics)
+            progress("score", columns.filled, len(rows))
     return columns.table(), list(used.values())
+
+
+def score_teacher(rollouts: pa.Table, teacher: nn.Module, shared_vocab: int, settings: Score,
+                  progress=lambda what, done, total: None) -> dict[str, np.ndarray]:
+    """The teacher's own columns (payload.TEACHER_COLUMNS) of every row, without a student."""
+    rows = TokenRows(rollouts)
+    _check_sizes(rows, shared_vocab, settings)
+    _check_head("teacher", teacher, shared_vocab)
+    schema, done = schemas.tokens(schemas.TopK(settings.teacher_top_k, settings.student_top_k)), 0
+    arrays = {name: empty_column(schema.field(name).type, len(rows)) for name in TEACHER_COLUMNS}
+    for row_R, statistics in Scorer(None, teacher, shared_vocab, settings, len(rows)).score(rows):
+        for name, values in statistics.items():
+            arrays[name][row_R] = values
+        done += len(row_R)
+        progress("score", done, len(rows))
+    return arrays
 
 
 def _fitting(rows: TokenRows, payloads: dict[str, Payload]) -> dict[int, Payload]:
@@ -84,12 +106,12 @@ def _score_known(columns: Columns, known: dict[int, Payload], student: nn.Module
                  progress) -> dict[int, Payload]:
     """Fill the rows of those rollouts whose payload holds all that is asked of the teacher; returns these."""
     rows, used = columns.rows, {}
-    scorer = Scorer(student, None, vocabulary, settings, min(settings.head_rows, len(rows))) if known else None
+    scorer = Scorer(student, None, vocabulary, settings, len(rows)) if known else None
     for batch in rows.batches(settings.batch_tokens, known):
         teacher = [known[index].teacher_columns(settings.teacher_top_k) for index, _ in batch.parts]
         ids_RK = np.concatenate([each["teacher_topk_ids"] for each in teacher])
-        chunks = [statistics for _, statistics in scorer.score(batch, rows.token_N, ids_RK)]
-        student_R = {name: torch.cat([each[name] for each in chunks]).cpu().numpy() for name in chunks[0]}
+        chunks = [statistics for _, statistics in to_host(scorer.chunks(batch, rows.token_N, ids_RK))]
+        student_R = {name: np.concatenate([each[name] for each in chunks]) for name in chunks[0]}
         for (index, part), mine in zip(batch.parts, teacher):
             mine |= {name: values[part] for name, values in student_R.items()}
             at_student_Rk = known[index].log_probs_at(mine["student_topk_ids"])
@@ -101,37 +123,52 @@ def _score_known(columns: Columns, known: dict[int, Payload], student: nn.Module
 
 
 class Scorer:
-    """Two models on one device, or the student alone, and the buffers that every chunk uses again."""
+    """Two models on one device, or one of them, and the buffers that every chunk uses again."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, vocabulary: int, settings: Score,
-                 chunk_rows: int):
-        self.vocabulary, self.settings, self.chunk_rows = vocabulary, settings, chunk_rows
-        block_rows = BLOCK_ROWS[student.device.type]
-        self.student = Side(student, vocabulary, chunk_rows, block_rows)
-        self.teacher = None if teacher is None else Side(teacher, vocabulary, chunk_rows, block_rows)
-        self.scratch_RW = torch.empty_like(self.student.block_RW)
+    def __init__(self, student: nn.Module | None, teacher: nn.Module | None, vocabulary: int, settings: Score,
+                 rows: int):
+        """`rows` are all there will be: buffers are no larger than that."""
+        self.vocabulary, self.settings, self.chunk_rows = vocabulary, settings, min(settings.head_rows, rows)
+        self.student, self.teacher = (
+            None if model is None else Side(model, vocabulary, settings.batch_tokens, self.chunk_rows)
+            for model in (student, teacher))
+        self.sides = [side for side in (self.student, self.teacher) if side]
+        self.device = self.sides[0].block_RW.device
+        self.scratch_RW = torch.empty_like(self.sides[0].block_RW)
+
+    def score(self, rows: TokenRows, members=None) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Yield rows, longest rollouts first, and their statistics on the host, which are copied while the device
+        computes the next ones."""
+        chunks = ((batch.row_R[part], statistics) for batch in rows.batches(self.settings.batch_tokens, members)
+                  for part, statistics in self.chunks(batch, rows.token_N))
+        yield from to_host(chunks)
 
     @torch.inference_mode()
-    def score(self, batch: Batch, token_N, teacher_ids_RK=None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield slices of the batch's rows with their statistics; without a teacher the student's, which need
-        `teacher_ids_RK`, the ids of the teacher's list at each row."""
-        device, sides = self.scratch_RW.device, [side for side in (self.student, self.teacher) if side]
-        input_ids_BT, hidden_index_R, token_R1 = (torch.from_numpy(array).to(device) for array in (
-            batch.input_ids_BT, batch.hidden_index_R, token_N[batch.row_R, None].astype("int64")))
+    def chunks(self, batch: Batch, token_N, teacher_ids_RK=None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield slices of the batch's rows with their statistics on the device; without a teacher the student's,
+        which need `teacher_ids_RK`, the ids of the teacher's list at each row."""
+        input_ids_T, hidden_index_R, token_R1 = (to_device(array, self.device) for array in (
+            batch.input_ids_T, batch.hidden_index_R, token_N[batch.row_R, None].astype("int64")))
         if teacher_ids_RK is not None:
-            teacher_ids_RK = torch.from_numpy(teacher_ids_RK.astype("int64")).to(device)
-        hidden = [side.hidden(input_ids_BT, hidden_index_R) for side in sides]
+            teacher_ids_RK = to_device(teacher_ids_RK.astype("int64"), self.device)
+        packing = Packing(batch.segments, self.device)
+        hidden = [side.hidden(input_ids_T, packing, hidden_index_R) for side in self.sides]
         for start in range(0, len(token_R1), self.chunk_rows):
             part = slice(start, min(start + self.chunk_rows, len(token_R1)))
-            for side, hidden_RD in zip(sides, hidden):
+            for side, hidden_RD in zip(self.sides, hidden):
                 side.project(hidden_RD[part])
             yield part, self._chunk(token_R1[part], None if teacher_ids_RK is None else teacher_ids_RK[part])
 
     def _chunk(self, token_N1: Tensor, teacher_ids_NK: Tensor | None) -> dict[str, Tensor]:
-        block_rows = len(self.scratch_RW)
-        blocks = [self._block(slice(start, min(start + block_rows, len(token_N1))), token_N1, teacher_ids_NK)
-                  for start in range(0, len(token_N1), block_rows)]
-        return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        count, block_rows, columns = len(token_N1), len(self.scratch_RW), {}
+        for start in range(0, count, block_rows):
+            part = slice(start, min(start + block_rows, count))
+            for name, values in self._block(part, token_N1, teacher_ids_NK).items():
+                if name not in columns:  # at once: small tensors kept between blocks scatter the heap
+                    columns[name] = values.new_empty((count, *values.shape[1:]))
+                columns[name][part] = values
+        lists = {name: snap(values, self.settings.grid) for name, values in columns.items() if name in SNAPPED}
+        return columns | lists
 
     def _block(self, part: slice, token_N1: Tensor, teacher_ids_NK: Tensor | None) -> dict[str, Tensor]:
         token_R1, scratch_RW = token_N1[part], self.scratch_RW[:part.stop - part.start]
@@ -142,44 +179,39 @@ class Scorer:
         teacher, ids_RK = self._distribution(logits_RW, self.settings.teacher_top_k, scratch_RW)
         columns = {"teacher_log_prob": teacher.log_probs_at(token_R1)[:, 0], "teacher_rank": teacher_rank_R,
                    "teacher_entropy": teacher.entropy(), "teacher_topk_ids": ids_RK.int(),
-                   "teacher_topk_log_probs": self._snap(teacher.log_probs_at(ids_RK)),
+                   "teacher_topk_log_probs": teacher.log_probs_at(ids_RK),
                    "teacher_log_tail": teacher.log_mass_outside(ids_RK)}
+        if self.student is None:
+            return columns
         columns |= self._student_columns(part, token_R1, ids_RK, scratch_RW)
         at_student_Rk = teacher.log_probs_at(columns["student_topk_ids"].long())
-        return columns | {"teacher_log_probs_at_student_topk": self._snap(at_student_Rk)}
+        return columns | {"teacher_log_probs_at_student_topk": at_student_Rk}
 
     def _student_columns(self, part: slice, token_R1: Tensor, teacher_ids_RK: Tensor,
                          scratch_RW: Tensor) -> dict[str, Tensor]:
         student, ids_Rk = self._distribution(self.student.logits(part), self.settings.student_top_k, scratch_RW)
         columns = {"student_log_prob": student.log_probs_at(token_R1)[:, 0], "student_entropy": student.entropy(),
-                   "student_topk_ids": ids_Rk.int(), "student_topk_log_probs": self._snap(student.log_probs_at(ids_Rk)),
+                   "student_topk_ids": ids_Rk.int(), "student_topk_log_probs": student.log_probs_at(ids_Rk),
                    "student_log_tail": student.log_mass_outside(teacher_ids_RK)}
         if self.settings.student_log_probs_at_teacher_topk:
-            at_teacher_RK = student.log_probs_at(teacher_ids_RK)
-            columns["student_log_probs_at_teacher_topk"] = self._snap(at_teacher_RK)
+            columns["student_log_probs_at_teacher_topk"] = student.log_probs_at(teacher_ids_RK)
         return columns
 
     def _distribution(self, logits_RW: Tensor, k: int, scratch_RW: Tensor) -> tuple[Rows, Tensor]:
         ids_RK = top_k(logits_RW, k)
         return softmax_rows_(logits_RW, ids_RK[:, :1], self.vocabulary, scratch_RW), ids_RK
 
-    def _snap(self, log_probs: Tensor) -> Tensor:
-        return snap(log_probs, self.settings.grid)
-
 
 class Side:
     """One model: its trunk, its head, a chunk of projected logits and one block of them as padded float32."""
 
-    def __init__(self, model: nn.Module, vocabulary: int, chunk_rows: int, block_rows: int):
-        self.trunk, self.head, self.vocabulary = trunk(model), output_head(model), vocabulary
-        weight_VD = self.head.weight_VD
-        self.chunk_NV = weight_VD.new_empty((chunk_rows, vocabulary), requires_grad=False)
-        width = -(-vocabulary // COLUMNS) * COLUMNS
-        self.block_RW = torch.full((block_rows, width), LOWEST, device=weight_VD.device)
+    def __init__(self, model: nn.Module, vocabulary: int, batch_tokens: int, chunk_rows: int):
+        self.trunk, self.head, self.vocabulary = PackedTrunk(model, batch_tokens), output_head(model), vocabulary
+        self.chunk_NV, self.block_RW = _buffers(model, self.head.weight_VD, vocabulary, chunk_rows)
 
-    def hidden(self, input_ids_BT: Tensor, hidden_index_R: Tensor) -> Tensor:
-        """Hidden states of the rows; causal attention never looks at the padding on the right."""
-        return self.trunk(input_ids_BT).flatten(0, 1)[hidden_index_R]
+    def hidden(self, input_ids_T: Tensor, packing: Packing, hidden_index_R: Tensor) -> Tensor:
+        """Hidden states of the rows."""
+        return self.trunk(input_ids_T, packing)[hidden_index_R]
 
     def project(self, hidden_ND: Tensor) -> None:
         self.head.project(hidden_ND, self.vocabulary, out=self.chunk_NV[:len(hidden_ND)])
@@ -189,6 +221,20 @@ class Side:
         block_RW = self.block_RW[:part.stop - part.start]
         self.head.finish_(block_RW[:, :self.vocabulary].copy_(self.chunk_NV[part]))
         return block_RW
+
+
+_BUFFERS: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def _buffers(model: nn.Module, weight_VD: Tensor, vocabulary: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
+    """(chunk_NV, block_RW) of a model, kept for the next shard: touching fresh memory costs 40 us per row."""
+    kept = _BUFFERS.get(model)
+    if kept is None or kept[0].shape[1] != vocabulary or len(kept[0]) < chunk_rows:
+        width = -(-vocabulary // COLUMNS) * COLUMNS
+        kept = (weight_VD.new_empty((chunk_rows, vocabulary), requires_grad=False),
+                torch.full((BLOCK_ROWS[weight_VD.device.type], width), LOWEST, device=weight_VD.device))
+        _BUFFERS[model] = kept
+    return kept
 
 
 def _check_sizes(rows: TokenRows, vocabulary: int, settings: Score) -> None:

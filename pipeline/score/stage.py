@@ -6,7 +6,7 @@ With score.reuse the teacher's columns come, where they can, from rounds that sc
 teacher; it is loaded at the first rollout that has none. The receipt then counts the rollouts whose payload was
 `reused`, those the teacher `scored`, and how many of the first were `cut` to a smaller K.
 
-With score.engine.type = "vllm" or "vllm_server" vLLM reads the rollouts for the teacher (vllm_source.py), our scorer
+With score.engine.type = "vllm" or "vllm_server" vLLM reads the rollouts for the teacher (by_vllm/), our scorer
 for the student. What vLLM does not tell is null (pipeline/config/teachers.py); the receipt holds what reading some
 rollouts again has shown.
 """
@@ -22,11 +22,11 @@ from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.models import device, load_model
 from pipeline.provenance import check_tokens, check_writer, planned_checkpoint, teacher_model
+from pipeline.score.by_vllm.scores import score_by_vllm
 from pipeline.score.gates import check_scores
 from pipeline.score.key import scoring_key, teacher_key
 from pipeline.score.reuse import files_of, find_payloads
 from pipeline.score.scorer import score_reusing, score_rollouts
-from pipeline.score.vllm_scores import score_by_vllm
 from storage.checkpoints import model_files
 from storage.rounds import CheckpointFiles, Receipt, local_checkpoint
 

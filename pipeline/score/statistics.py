@@ -46,10 +46,15 @@ class Rows:
         tail_R = self.probs_RW.scatter_(1, ids_RK, 0.0).sum(1)
         log_tail_R = tail_R.log()
         small_R = tail_R < SMALL_TAIL
+        if tail_R.is_cuda:  # asking whether there is one would wait for the device
+            return torch.where(small_R, self._summed_in_logs(slice(None), ids_RK), log_tail_R)
         if small_R.any():
-            outside = self.shifted_RW[small_R, :self.vocabulary].scatter(1, ids_RK[small_R], -torch.inf)
-            log_tail_R[small_R] = outside.logsumexp(1) - self.log_sum_R1[small_R, 0]
+            log_tail_R[small_R] = self._summed_in_logs(small_R, ids_RK)
         return log_tail_R
+
+    def _summed_in_logs(self, some_R: Tensor | slice, ids_RK: Tensor) -> Tensor:
+        outside = self.shifted_RW[some_R, :self.vocabulary].scatter(1, ids_RK[some_R], -torch.inf)
+        return outside.logsumexp(1) - self.log_sum_R1[some_R, 0]
 
 
 def softmax_rows_(logits_RW: Tensor, largest_R1: Tensor, vocabulary: int, scratch_RW: Tensor) -> Rows:

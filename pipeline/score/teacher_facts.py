@@ -29,11 +29,11 @@ def teacher_facts(config: RunConfig, tokenizer, student_rows: int | None) -> dic
 def _scored_by(config: RunConfig, shared: int) -> dict[str, Any] | None:
     engine = config.score.engine
     if engine.type == "vllm":
-        from pipeline.score.vllm_teacher import checked_version
+        from pipeline.score.by_vllm.offline import checked_version
 
         return {"engine": "vllm", "version": checked_version()}
     if engine.type == "vllm_server":
-        from pipeline.score.served_teacher import ServedTeacher
+        from pipeline.score.by_vllm.server import ServedTeacher
 
         return ServedTeacher(engine).facts(shared) | {"shared": shared}
     return None

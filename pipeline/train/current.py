@@ -12,7 +12,7 @@ from pipeline.objectives import TokenBatch
 from pipeline.train.log_normaliser import Sweep
 from pipeline.train.squash import compute_dtype
 from pipeline.train.student import Student
-from pipeline.train.support_head import support_logits
+from pipeline.train.support.head import support_logits
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.train.support_products import product
+from pipeline.train.support.products import product
 
 
 def gradient_buffer(parameter: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.train.in_place import add_product_, gradient_target
 from pipeline.train.squash import compute_dtype, slope, squash
-from pipeline.train.support_index import CHUNK, SupportIndex
-from pipeline.train.support_products import operand_dtype, product
+from pipeline.train.support.index import CHUNK, SupportIndex
+from pipeline.train.support.products import operand_dtype, product
 
 CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**22}
 """Logits held at a time: 2 MB in float32 on a CPU, 16 MB on a GPU, so that the passes over them stay in its L2 cache

@@ -20,7 +20,7 @@ import torch
 from pipeline.objectives import TokenBatch
 from pipeline.provenance import check_tokens, check_writer
 from pipeline.ragged import Ragged, Spans, ranges, starts_of
-from pipeline.score.unknown import stand_in
+from pipeline.score.by_vllm.unknown import stand_in
 from pipeline.train.batches import MicroBatch
 from storage.codec import columns_to_torch
 from storage.errors import IntegrityError, UserError

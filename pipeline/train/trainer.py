@@ -30,8 +30,8 @@ from pipeline.train.parallel import OneProcess
 from pipeline.train.probe import Probe, probed
 from pipeline.train.reader import RoundTokens
 from pipeline.train.student import Student
-from pipeline.train.support_head import student_logits
-from pipeline.train.support_index import CHUNK, SupportIndex
+from pipeline.train.support.head import student_logits
+from pipeline.train.support.index import CHUNK, SupportIndex
 from pipeline.train.teacher import Teacher
 from storage.errors import UserError
 

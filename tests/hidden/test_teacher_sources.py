@@ -11,6 +11,7 @@ from pipeline.hidden.head import read_head, write_head
 from pipeline.models import output_head, trunk
 from pipeline.objectives.divergence import forward_kl, jsd, reverse_kl
 from pipeline.train.full_vocabulary import full_vocabulary_loss
+from pipeline.train.inputs import Inputs
 from pipeline.train.student import Student
 from pipeline.train.teacher import CachedTeacher, LiveTeacher
 from tests.score.families import tiny
@@ -67,8 +68,8 @@ def teacher_of(model, how, folder):
 def through(model, teacher, divergence):
     """(loss_N, gradients by parameter) of the product."""
     model = copy.deepcopy(model)
-    student, ids_BT, rows = Student(model), input_ids(), torch.arange(SEQUENCES * LENGTH)
-    loss_N = full_vocabulary_loss(student.hidden(ids_BT), student.head, teacher.hidden(rows.numpy(), ids_BT, rows),
+    student, inputs, rows = Student(model), Inputs(input_ids()), torch.arange(SEQUENCES * LENGTH)
+    loss_N = full_vocabulary_loss(student.hidden(inputs), student.head, teacher.hidden(rows.numpy(), inputs, rows),
                                   teacher.head, divergence, vocab=VOCABULARY)
     loss_N.sum().backward()
     return loss_N.detach().double(), {name: p.grad.double() for name, p in model.named_parameters()}

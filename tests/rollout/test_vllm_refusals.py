@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.config.engines import TransformersEngine, VllmEngine
 from pipeline.config.model import Model
-from pipeline.rollout.vllm_checks import check_devices, check_engine
 from pipeline.rollout.vllm_engine import VllmRollouts, _in_order, _parts
-from pipeline.rollout.vllm_messages import receive, send
-from pipeline.rollout.vllm_start import environment
+from pipeline.vllm.checks import check_devices, check_engine
+from pipeline.vllm.messages import receive, send
+from pipeline.vllm.start import environment
 from storage.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_an_engines_process_sends_no_statistics_and_takes_no_plugin(monkeypatch)
 
 PARENT = """
 import sys
-from pipeline.rollout.vllm_start import EngineProcess
+from pipeline.vllm.start import EngineProcess
 process = EngineProcess(1, [], True)
 process.send("open", {"folder": "nowhere", "options": {}, "cpu": {}, "gpu": {}})
 print(process.pid, flush=True)

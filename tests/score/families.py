@@ -6,6 +6,8 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -26,6 +28,8 @@ FAMILIES = {
     "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "mistral-sliding": (MistralConfig, MistralForCausalLM, {"sliding_window": 5}),
     "gemma2-softcap": (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 3.0, "sliding_window": 5}),
+    "gemma3-local-global": (Gemma3TextConfig, Gemma3ForCausalLM, {
+        "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
     "cohere-scale": (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
     "granite-scale": (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 4.0}),
 }

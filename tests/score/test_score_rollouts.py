@@ -146,6 +146,16 @@ def test_no_tensor_ever_has_more_than_a_chunk_of_rows_by_the_vocabulary():
     assert 16 * 20_000 <= mode.largest <= 16 * 20_096
 
 
+def test_more_rollouts_are_more_batches_of_the_same_size_and_no_larger_tensor():
+    student, teacher = (tiny("qwen2-tied", vocabulary=300, seed=seed) for seed in (1, 2))
+    largest = []
+    for count in (8, 64):
+        with LargestTensor() as mode:
+            score_rollouts(as_table(make_rollouts([(6, 40)] * count, 300)), student, teacher, 300, settings())
+        largest.append(mode.largest)
+    assert largest[0] == largest[1]
+
+
 def test_the_same_scorer_is_exact_at_a_vocabulary_of_151936():
     student, teacher = (tiny("qwen2-tied", vocabulary=151_936, seed=seed, hidden=896, layers=1, sharpness=2.0)
                         for seed in (1, 2))

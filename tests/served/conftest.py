@@ -23,7 +23,7 @@ from pipeline.config.template import to_toml
 from pipeline.context import open_context
 from pipeline.prompts.stage import plan_round
 from pipeline.start import start_run
-from pipeline.vllm_client import VllmClient
+from pipeline.vllm.client import VllmClient
 from tests.tiny import byte_tokenizer, make_tiny, save_model
 
 KEY, KEY_ENV, NAME, MAX_LOGPROBS = "sesame", "OPD_TEST_SERVER_KEY", "tiny", 24
@@ -46,7 +46,7 @@ class Server:
              "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
              "--max-logprobs", str(MAX_LOGPROBS), "--max-model-len", "512", "--enforce-eager", "--api-key", KEY,
              "--logprobs-mode", "processed_logprobs", "--distributed-executor-backend", "uni",
-             "--worker-extension-cls", "pipeline.rollout.vllm_reload.TakesWeights"],
+             "--worker-extension-cls", "pipeline.vllm.reload.TakesWeights"],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_CPU_KVCACHE_SPACE": "1",
                               "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                               "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"},

@@ -7,8 +7,8 @@ import pytest
 from pipeline.config import RunConfig, apply_settings
 from pipeline.config.objectives import SECTIONS
 from pipeline.config.partial import check_masks_partial, check_partial_teacher, check_server_engine, needed_column
-from pipeline.score.unknown import STAND_IN, as_null, known, stand_in
-from pipeline.score.vllm_columns import RESOLUTION, Listed, teacher_columns
+from pipeline.score.by_vllm.columns import RESOLUTION, Listed, teacher_columns
+from pipeline.score.by_vllm.unknown import STAND_IN, as_null, known, stand_in
 from pipeline.train.reader import BATCH_COLUMNS
 from storage import schemas
 from storage.codec import columns_to_torch, decode, encode

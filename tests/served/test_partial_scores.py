@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.partial import UNKNOWN
+from pipeline.score.by_vllm.unknown import as_null
 from pipeline.score.gates import check_scores
-from pipeline.score.unknown import as_null
 from storage import catalog, schemas
 from storage.checks import failed_checks
 from storage.errors import UserError

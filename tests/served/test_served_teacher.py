@@ -6,10 +6,10 @@ import pytest
 from flows.order import play_round
 from pipeline import stages
 from pipeline.models import load_model
+from pipeline.score.by_vllm.server import open_server
+from pipeline.score.by_vllm.unknown import known
 from pipeline.score.key import teacher_key
 from pipeline.score.scorer import score_rollouts
-from pipeline.score.served_teacher import open_server
-from pipeline.score.unknown import known
 from pipeline.train.reader import read_round
 from storage.errors import UserError
 from tests.served.conftest import KEY_ENV, MAX_LOGPROBS, NAME, begin

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from pipeline import vllm_client
 from pipeline.config.engines import VllmServer
 from pipeline.rollout.engine import Sampling
 from pipeline.rollout.server_answers import Malformed, read_completion, read_prompt_log_probs
-from pipeline.vllm_client import VllmClient
+from pipeline.vllm import client as vllm_client
+from pipeline.vllm.client import VllmClient
 from storage.errors import UserError
 from tests.served.raw_server import answer, saying
 

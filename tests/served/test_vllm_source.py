@@ -6,9 +6,9 @@ import torch
 
 from pipeline.context import RoundContext
 from pipeline.models import load_model
+from pipeline.score.by_vllm.columns import Listed
+from pipeline.score.by_vllm.source import Source
 from pipeline.score.rows import TokenRows
-from pipeline.score.vllm_columns import Listed
-from pipeline.score.vllm_source import Source
 from storage.errors import UserError
 from tests.score.dense_reference import as_table, make_rollouts
 from tests.served.conftest import empty_rows

@@ -8,10 +8,10 @@ import pytest
 from pipeline import stages
 from pipeline.models import load_model
 from pipeline.rollout.proof import EngineFailed
-from pipeline.score import vllm_teacher
+from pipeline.score.by_vllm import offline as vllm_teacher
+from pipeline.score.by_vllm.offline import open_teacher
+from pipeline.score.by_vllm.unknown import known
 from pipeline.score.scorer import score_rollouts
-from pipeline.score.unknown import known
-from pipeline.score.vllm_teacher import open_teacher
 from storage.errors import UserError
 from tests.served.conftest import begin
 
@@ -69,11 +69,11 @@ def test_a_run_that_began_with_another_vllm_is_refused(scored):
 
 
 def test_without_vllm_the_teacher_is_refused_before_the_run_begins(monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.score.vllm_teacher.installed", lambda: None)
+    monkeypatch.setattr("pipeline.score.by_vllm.offline.installed", lambda: None)
     with pytest.raises(UserError, match="needs vLLM, which is not installed"):
         begin(tmp_path, None, *SETTINGS)
     assert not (tmp_path / "store").exists()
-    monkeypatch.setattr("pipeline.score.vllm_teacher.installed", lambda: "0.24.1")
+    monkeypatch.setattr("pipeline.score.by_vllm.offline.installed", lambda: "0.24.1")
     with pytest.raises(UserError, match="works with vLLM 0.32, here is 0.24.1"):
         begin(tmp_path, None, *SETTINGS)
 

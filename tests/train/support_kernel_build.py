@@ -19,20 +19,20 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.knobs import nvidia  # noqa: E402
 
-from pipeline.train import support_triton  # noqa: E402
+from pipeline.train.support import kernels  # noqa: E402
 
 WIDTH = 3584
 SPILL_BYTES = 32
 """Per thread: the assembler trades a few for occupancy."""
 KERNELS = {
-    "dots": (support_triton._dots_kernel, support_triton.DOTS, ("hidden", "weight", "ids", "out"),
+    "dots": (kernels._dots_kernel, kernels.DOTS, ("hidden", "weight", "ids", "out"),
              ("support", "hidden_stride", "weight_stride"), {}),
-    "bags": (support_triton._bags_kernel, support_triton.BAGS, ("weight", "ids", "grad", "out", "more"),
+    "bags": (kernels._bags_kernel, kernels.BAGS, ("weight", "ids", "grad", "out", "more"),
              ("support", "weight_stride"), {"MORE": True}),
-    "rare": (support_triton._segments_kernel, support_triton.RARE_IDS,
+    "rare": (kernels._segments_kernel, kernels.RARE_IDS,
              ("buffer", "hidden", "grad", "order", "ids", "offsets", "counts", "places"),
              ("support", "hidden_stride", "buffer_stride", "limit"), {"RARE": True}),
-    "frequent": (support_triton._segments_kernel, support_triton.FREQUENT_IDS,
+    "frequent": (kernels._segments_kernel, kernels.FREQUENT_IDS,
                  ("buffer", "hidden", "grad", "order", "ids", "offsets", "counts", "places"),
                  ("support", "hidden_stride", "buffer_stride", "limit"), {"RARE": False}),
 }

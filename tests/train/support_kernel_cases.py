@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.train import support_hybrid, support_index, support_triton
-from pipeline.train.support_head import student_logits, support_logits
-from pipeline.train.support_index import SupportIndex
-from pipeline.train.support_triton import Tile
+from pipeline.train.support import hybrid, kernels
+from pipeline.train.support import index as support_index
+from pipeline.train.support.head import student_logits, support_logits
+from pipeline.train.support.index import SupportIndex
+from pipeline.train.support.kernels import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(50, 8, 5, 1), (60, 24, 3, 50), (300, 40, 6, 16), (400, 65, 2, 128), (30, 300, 3, 5)]
@@ -40,21 +41,21 @@ def close(found, expected, tolerance):
         assert (found.double() - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-3)
 
 
-def check(hidden, weight, grad, ids, tolerance, tiles=(support_triton.RARE_IDS, support_triton.FREQUENT_IDS),
-          rows=support_triton.DOTS, bags=support_triton.BAGS):
+def check(hidden, weight, grad, ids, tolerance, tiles=(kernels.RARE_IDS, kernels.FREQUENT_IDS),
+          rows=kernels.DOTS, bags=kernels.BAGS):
     """All three kernels against sums over every pair."""
     index = SupportIndex.build(ids)
     rows_NSD = weight.double()[ids]
-    dots = support_triton.dots(hidden, weight, index, rows)
+    dots = kernels.dots(hidden, weight, index, rows)
     close(dots, (rows_NSD * hidden.double()[:, None]).sum(2), tolerance)
-    found = support_triton.hidden_gradient(hidden, weight, grad, index, bags)
+    found = kernels.hidden_gradient(hidden, weight, grad, index, bags)
     assert found.dtype == hidden.dtype
     close(found, (rows_NSD * grad.double()[:, :, None]).sum(1), max(tolerance, STORED[hidden.dtype]))
     pairs_PD = (grad.double()[:, :, None] * hidden.double()[:, None]).flatten(0, 1)
     expected = torch.ones_like(weight, dtype=torch.float64).index_add_(0, ids.flatten(), pairs_PD)
     buffers = [torch.ones_like(weight) for _ in range(2)]
     for buffer in buffers:
-        support_triton.add_weight_gradient(buffer, hidden, grad, index, tiles)
+        kernels.add_weight_gradient(buffer, hidden, grad, index, tiles)
     close(buffers[0], expected, max(tolerance, STORED[weight.dtype]))
     assert torch.equal(*buffers), "the same input gives the same bits"
 
@@ -96,18 +97,18 @@ def test_ids_with_many_pairs_are_summed_by_the_tiles_of_frequent_ids():
 def test_multiplying_the_frequent_ids_and_gathering_the_others_gives_the_same_sums(frequent, repeated, dtypes,
                                                                                    monkeypatch):
     monkeypatch.setattr(support_index, "FREQUENT", frequent)
-    monkeypatch.setattr(support_hybrid, "CHUNK", 7)
+    monkeypatch.setattr(hybrid, "CHUNK", 7)
     hidden, weight, grad, ids = problem((60, 40, 20, 6), repeated=repeated, dtypes=dtypes)
     index, tolerance = SupportIndex.build(ids, chunk=8), TOLERANCES[dtypes]
     assert (len(index.frequent.ids_F) > 0) == (frequent < 1000) and len(index.frequent.ids_F) <= len(index.ids_U)
-    close(support_hybrid.dots(hidden, weight, index), support_triton.dots(*(each.double() for each in (hidden, weight)),
+    close(hybrid.dots(hidden, weight, index), kernels.dots(*(each.double() for each in (hidden, weight)),
                                                                          index), tolerance)
-    found = support_hybrid.hidden_gradient(hidden, weight, grad, index)
-    expected = support_triton.hidden_gradient(hidden.double(), weight.double(), grad.double(), index)
+    found = hybrid.hidden_gradient(hidden, weight, grad, index)
+    expected = kernels.hidden_gradient(hidden.double(), weight.double(), grad.double(), index)
     close(found, expected, max(tolerance, STORED[hidden.dtype]))
     buffers = torch.ones_like(weight), torch.ones_like(weight, dtype=torch.float64)
-    support_hybrid.add_weight_gradient(buffers[0], hidden, grad, index)
-    support_triton.add_weight_gradient(buffers[1], hidden.double(), grad.double(), index)
+    hybrid.add_weight_gradient(buffers[0], hidden, grad, index)
+    kernels.add_weight_gradient(buffers[1], hidden.double(), grad.double(), index)
     close(*buffers, max(tolerance, STORED[weight.dtype]))
 
 
@@ -121,7 +122,7 @@ def test_an_infinite_logit_of_one_position_stays_in_its_row():
     hidden, weight, grad, ids = problem((60, 24, 6, 8))
     hidden[2] = torch.inf
     index = SupportIndex.build(ids)
-    found = support_triton.dots(hidden, weight, index)
+    found = kernels.dots(hidden, weight, index)
     others = torch.arange(6) != 2
     assert torch.isfinite(found[others]).all() and not torch.isfinite(found[2]).any()
 
@@ -139,7 +140,7 @@ def test_the_head_over_the_kernels_is_the_dense_head(head, in_place):
     dense = raw if not options["softcap"] else options["softcap"] * torch.tanh(raw / options["softcap"])
     expected = torch.autograd.grad((dense.gather(1, ids) * grad).sum() + dense.logsumexp(1).sum(), leaves)
     index = SupportIndex.build(ids, chunk=3)
-    student = student_logits(hidden, weight, index, log_normaliser=True, in_place=in_place, path=support_triton,
+    student = student_logits(hidden, weight, index, log_normaliser=True, in_place=in_place, path=kernels,
                              **options)
     close(student.logits_NS, dense.gather(1, ids).detach(), 1e-12)
     ((student.logits_NS * grad).sum() + student.lse_N.sum()).backward()
@@ -151,7 +152,7 @@ def test_masked_positions_that_were_dropped_before_the_head_get_no_gradient():
     hidden, weight, grad, ids = problem((60, 24, 7, 6))
     hidden.requires_grad_(), weight.requires_grad_()
     kept = torch.tensor([True, False, True, True, False, False, True], device=DEVICE)
-    support_logits(hidden[kept], weight, ids[kept], path=support_triton).backward(grad[kept])
+    support_logits(hidden[kept], weight, ids[kept], path=kernels).backward(grad[kept])
     found = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
     torch.nn.functional.linear(hidden, weight).gather(1, ids).backward(grad * kept[:, None])

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline.train import support_gemm, support_index
 from pipeline.train.in_place import summed
-from pipeline.train.support_index import SupportIndex
-from pipeline.train.support_products import operand_dtype, product
+from pipeline.train.support import gemm
+from pipeline.train.support import index as support_index
+from pipeline.train.support.index import SupportIndex
+from pipeline.train.support.products import operand_dtype, product
 
 torch.set_num_threads(1)
 SHAPES = [(50, 8, 6, 1), (50, 8, 6, 50), (700, 24, 40, 16), (3000, 9, 33, 128)]
@@ -19,8 +20,8 @@ SHAPES = [(50, 8, 6, 1), (50, 8, 6, 50), (700, 24, 40, 16), (3000, 9, 33, 128)]
 def small_blocks(monkeypatch):
     """Chunks of 7 positions and products of 32 distinct ids, so that every shape has several and ragged ones."""
     monkeypatch.setattr(support_index, "BLOCK", 16)
-    monkeypatch.setattr(support_gemm, "BLOCK", 16)
-    monkeypatch.setattr(support_gemm, "BLOCKS", 2)
+    monkeypatch.setattr(gemm, "BLOCK", 16)
+    monkeypatch.setattr(gemm, "BLOCKS", 2)
 
 
 def problem(shape, repeated, dtype):
@@ -48,10 +49,10 @@ def test_the_three_products_are_those_of_the_dense_head(small_blocks, shape, rep
     exact_hidden, exact_weight = (each.double().requires_grad_() for each in (hidden, weight))
     dense = F.linear(exact_hidden, exact_weight).gather(1, ids)
     dense.backward(grad.double())
-    close(support_gemm.dots(hidden, weight, index), dense.detach(), tolerance)
-    close(support_gemm.hidden_gradient(hidden, weight, grad, index), exact_hidden.grad, tolerance)
+    close(gemm.dots(hidden, weight, index), dense.detach(), tolerance)
+    close(gemm.hidden_gradient(hidden, weight, grad, index), exact_hidden.grad, tolerance)
     buffer = torch.ones_like(weight)
-    support_gemm.add_weight_gradient(buffer, hidden, grad, index)
+    gemm.add_weight_gradient(buffer, hidden, grad, index)
     close(buffer, 1 + exact_weight.grad, tolerance)
 
 
@@ -60,17 +61,17 @@ def test_mixed_and_half_dtypes_are_summed_in_float32_and_gradients_keep_the_dtyp
     index = SupportIndex.build(ids, 16)
     for hidden_dtype, weight_dtype in ((torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)):
         half, table = hidden.to(hidden_dtype), weight.to(weight_dtype)
-        assert support_gemm.dots(half, table, index).dtype == torch.float32
-        close(support_gemm.dots(half, table, index), F.linear(half.double(), table.double()).gather(1, ids), 1e-6)
-        assert support_gemm.hidden_gradient(half, table, grad, index).dtype == hidden_dtype
+        assert gemm.dots(half, table, index).dtype == torch.float32
+        close(gemm.dots(half, table, index), F.linear(half.double(), table.double()).gather(1, ids), 1e-6)
+        assert gemm.hidden_gradient(half, table, grad, index).dtype == hidden_dtype
 
 
 def test_no_position_and_no_id_are_no_work():
     for ids in (torch.empty(0, 4, dtype=torch.long), torch.empty(3, 0, dtype=torch.long)):
         hidden, weight, index = torch.randn(len(ids), 8), torch.randn(20, 8), SupportIndex.build(ids, 2)
-        assert support_gemm.dots(hidden, weight, index).shape == ids.shape
-        assert not support_gemm.hidden_gradient(hidden, weight, torch.zeros(ids.shape), index).any()
-        support_gemm.add_weight_gradient(weight.clone(), hidden, torch.zeros(ids.shape), index)
+        assert gemm.dots(hidden, weight, index).shape == ids.shape
+        assert not gemm.hidden_gradient(hidden, weight, torch.zeros(ids.shape), index).any()
+        gemm.add_weight_gradient(weight.clone(), hidden, torch.zeros(ids.shape), index)
 
 
 def test_bfloat16_is_multiplied_as_such_on_a_gpu_and_summed_in_float32():

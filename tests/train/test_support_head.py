@@ -11,8 +11,8 @@ from pipeline.config.model import SampledToken, TailBucketTopK, TeacherTopKLsm
 from pipeline.objectives import build
 from pipeline.train.in_place import embed
 from pipeline.train.log_normaliser import log_normaliser
-from pipeline.train.support_head import student_logits, support_logits
-from pipeline.train.support_index import SupportIndex
+from pipeline.train.support.head import student_logits, support_logits
+from pipeline.train.support.index import SupportIndex
 from tests.objectives.dense_reference import cached, gathered, states
 
 torch.set_num_threads(1)

@@ -3,9 +3,9 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline.train import support_csr, support_gemm, support_paths
-from pipeline.train.support_index import SupportIndex
-from pipeline.train.support_paths import Problem, Rates, path_of, seconds
+from pipeline.train.support import csr, gemm, paths
+from pipeline.train.support.index import SupportIndex
+from pipeline.train.support.paths import Problem, Rates, path_of, seconds
 
 
 def problem(distinct_of_a_chunk: int, *, operands="bfloat16", support=64, bytes=2, frequent=0) -> Problem:
@@ -19,15 +19,15 @@ def problem(distinct_of_a_chunk: int, *, operands="bfloat16", support=64, bytes=
 def test_a_cpu_takes_sparse_matrices_whatever_the_sizes():
     for positions in (1, 3000):
         hidden, weight = torch.randn(positions, 8), torch.randn(20, 8)
-        assert path_of(hidden, weight, SupportIndex.build(torch.zeros(positions, 2).long())) is support_csr
+        assert path_of(hidden, weight, SupportIndex.build(torch.zeros(positions, 2).long())) is csr
 
 
 def test_a_gpu_without_triton_takes_dense_products(monkeypatch):
-    monkeypatch.setattr(support_paths, "triton_runs", lambda: False)
+    monkeypatch.setattr(paths, "triton_runs", lambda: False)
     index = SupportIndex.build(torch.arange(60).view(6, 10))
     with FakeTensorMode():
         hidden, weight = torch.empty(6, 8, device="cuda"), torch.empty(60, 8, device="cuda")
-        assert path_of(hidden, weight, index) is support_gemm
+        assert path_of(hidden, weight, index) is gemm
 
 
 def test_few_distinct_ids_are_multiplied_and_many_are_gathered():

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.context import Progress, RoundContext
+from pipeline.score.by_vllm.columns import Listed, entries_asked
 from pipeline.score.rows import TokenRows
-from pipeline.score.vllm_columns import Listed, entries_asked
 from storage.errors import UserError
 
 ORDER_ROLLOUTS = 4
@@ -103,9 +103,9 @@ def open_source(context: RoundContext) -> Source:
     """The teacher that the config names. Raises UserError unless it is the one that the run began with."""
     settings = context.config.score.engine
     if settings.type == "vllm":
-        from pipeline.score.vllm_teacher import open_teacher
+        from pipeline.score.by_vllm.offline import open_teacher
 
         return Source(open_teacher(context), context)
-    from pipeline.score.served_teacher import open_server
+    from pipeline.score.by_vllm.server import open_server
 
     return Source(open_server(settings, context.document["teacher"], context.config.teacher.dtype), context)

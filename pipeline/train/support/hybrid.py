@@ -2,9 +2,9 @@
 
 Under Zipf's law a few hundred ids make up half of all pairs. Each of them costs less as a column of a dense product
 over all positions, at the rate of the tensor cores, than its pairs cost as gathered rows; the Triton kernels of
-support_triton.py take the others. For 8192 x 64 Zipf ids at width 3584 in bfloat16 on paper: 780 ids with more than 64
+kernels.py take the others. For 8192 x 64 Zipf ids at width 3584 in bfloat16 on paper: 780 ids with more than 64
 pairs hold half of the pairs, and multiplying them takes a tenth of the time that gathering these pairs would.
-What is multiplied has the precision of products (support_products.py): float32 operands are exact unless TF32 is
+What is multiplied has the precision of products (products.py): float32 operands are exact unless TF32 is
 allowed, gradients that are multiplied in bfloat16 are rounded to it. No atomics, as there.
 
 Shapes: N positions, C of a chunk, D model width, V vocabulary, S support entries, F frequent ids, Q their pairs.
@@ -13,14 +13,14 @@ Shapes: N positions, C of a chunk, D model width, V vocabulary, S support entrie
 import torch
 from torch import Tensor
 
-from pipeline.train import support_triton
-from pipeline.train.support_index import CHUNK, SupportIndex
-from pipeline.train.support_products import operand_dtype, product
+from pipeline.train.support import kernels
+from pipeline.train.support.index import CHUNK, SupportIndex
+from pipeline.train.support.products import operand_dtype, product
 
 
 def dots(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex) -> Tensor:
     """h_n . w_{id(n, s)} in float32, float64 if an input is."""
-    out_NS = support_triton.dots_at(hidden_ND, weight_VD, _rare(index))
+    out_NS = kernels.dots_at(hidden_ND, weight_VD, _rare(index))
     dtype, frequent = operand_dtype(hidden_ND, weight_VD), index.frequent
     weight_FD, dots_NF = weight_VD[frequent.ids_F].to(dtype), out_NS.new_empty(len(out_NS), len(frequent.ids_F))
     for rows in _chunks(len(out_NS)):
@@ -36,13 +36,13 @@ def hidden_gradient(hidden_ND: Tensor, weight_VD: Tensor, grad_NS: Tensor, index
     out_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
     for rows in _chunks(len(out_ND)):
         frequent_CD = product(grad_NF[rows], weight_FD)
-        support_triton.put_bags(out_ND[rows], weight_VD, grad_NS[rows], rare_NS[rows], frequent_CD)
+        kernels.put_bags(out_ND[rows], weight_VD, grad_NS[rows], rare_NS[rows], frequent_CD)
     return out_ND
 
 
 def add_weight_gradient(buffer_VD: Tensor, hidden_ND: Tensor, grad_NS: Tensor, index: SupportIndex) -> None:
     """buffer[u] += sum of g_ns h_n over the pairs with id u."""
-    support_triton.add_rare(buffer_VD, hidden_ND, grad_NS, index)
+    kernels.add_rare(buffer_VD, hidden_ND, grad_NS, index)
     dtype, frequent = operand_dtype(hidden_ND, buffer_VD), index.frequent
     grad_NF = _scattered(grad_NS, index, dtype)
     sums_FD = hidden_ND.new_zeros(len(frequent.ids_F), hidden_ND.shape[1], dtype=grad_NS.dtype)

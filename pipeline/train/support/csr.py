@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.train.squash import compute_dtype
-from pipeline.train.support_index import BLOCK, SupportIndex
+from pipeline.train.support.index import BLOCK, SupportIndex
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch says once per process that CSR tensors are in beta: here

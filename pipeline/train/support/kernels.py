@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.train.squash import compute_dtype
-from pipeline.train.support_index import SupportIndex
+from pipeline.train.support.index import SupportIndex
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The process that holds a teacher in vLLM, and everything of vLLM that is imported for scoring.
 
-    python -P -m pipeline.score.vllm_teacher_process FD
+    python -P -m pipeline.score.by_vllm.process FD
 
 Calls come through the socket FD as for rollouts (pipeline/rollout/vllm_process.py), answered by `done` or `error`:
 
@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from pipeline.rollout.vllm_messages import Arrays, send
 from pipeline.rollout.vllm_process import _calls as calls
 from pipeline.rollout.vllm_process import _line as line
 from pipeline.rollout.vllm_process import _split as split
+from pipeline.vllm.messages import Arrays, send
 
 
 class Teacher:

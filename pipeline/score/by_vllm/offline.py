@@ -1,4 +1,4 @@
-"""A teacher in vLLM on this machine: a process of its own (vllm_teacher_process.py), kept for the shards that follow.
+"""A teacher in vLLM on this machine: a process of its own (process.py), kept for the shards that follow.
 
 Arrays: N tokens, J entries listed.
 """
@@ -15,15 +15,15 @@ from pipeline.context import RoundContext
 from pipeline.models import resolve
 from pipeline.provenance import teacher_model
 from pipeline.rollout.proof import EngineFailed
-from pipeline.rollout.vllm_checks import BELOW, LEAST, _numbers, installed, visible_devices
-from pipeline.rollout.vllm_messages import Arrays
-from pipeline.rollout.vllm_start import CPU_BLOCK, EngineProcess
-from pipeline.score.vllm_columns import Listed, entries_asked
+from pipeline.score.by_vllm.columns import Listed, entries_asked
+from pipeline.vllm.checks import BELOW, LEAST, _numbers, installed, visible_devices
+from pipeline.vllm.messages import Arrays
+from pipeline.vllm.start import CPU_BLOCK, EngineProcess
 from storage.errors import UserError
 
 ASKED_TOGETHER = 128
 """Ids whose log-probs one request asks for."""
-MODULE = "pipeline.score.vllm_teacher_process"
+MODULE = "pipeline.score.by_vllm.process"
 
 
 class LocalTeacher:

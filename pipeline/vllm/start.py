@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.config.engines import VllmEngine
 from pipeline.config.model import Model
 from pipeline.rollout.proof import EngineFailed
-from pipeline.rollout.vllm_messages import Arrays, receive, send
+from pipeline.vllm.messages import Arrays, receive, send
 from storage.text import printable
 
 CPU_BLOCK = 32

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.config.served import Served, checked_url
-from pipeline.vllm_client_errors import (
+from pipeline.vllm.client_errors import (
     LONGEST_PAUSE_S,
     TRANSIENT,
     Busy,

@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.config.teachers import VllmServerTeacher
 from pipeline.rollout.server_answers import Malformed, only_choice, prompt_positions
-from pipeline.score.vllm_columns import Listed
-from pipeline.vllm_client import VllmClient, prompt_request
+from pipeline.score.by_vllm.columns import Listed
+from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 
 CANARY = 32

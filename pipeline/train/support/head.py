@@ -7,7 +7,7 @@ A loss on z needs 6 * K * D operations per position, forward and backward; the d
   dH_n      = sum_s g_ns w_{id(n, s)}: a weighted bag of rows of W
   dW_u      = sum of g_ns h_n over the pairs with id u: a weighted bag of rows of H, added to weight.grad in place
 The three are computed by sparse matrices on a CPU, by dense products over distinct ids or by fused Triton kernels on a
-GPU (support_paths.py says which). Sums are float32 (float64 if an input is), whatever the dtypes of H and W.
+GPU (paths.py says which). Sums are float32 (float64 if an input is), whatever the dtypes of H and W.
 
 Gradients of weight and bias go straight into .grad (in_place.py), or with `in_place=False` to autograd, whole: for
 sharded training, whose hooks must see them.
@@ -26,8 +26,8 @@ from pipeline.objectives.batch import StudentLogits
 from pipeline.train import log_normaliser as normaliser
 from pipeline.train.in_place import gradient_target
 from pipeline.train.squash import slope, squash
-from pipeline.train.support_index import CHUNK, SupportIndex
-from pipeline.train.support_paths import path_of
+from pipeline.train.support.index import CHUNK, SupportIndex
+from pipeline.train.support.paths import path_of
 
 
 def student_logits(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex, *, log_normaliser: bool,
@@ -50,7 +50,7 @@ def support_logits(hidden_ND: Tensor, weight_VD: Tensor, support: SupportIndex |
     """logits_NS at a support, given as an index or as ids_NS. Differentiable in hidden, weight and bias.
 
     in_place: weight and bias must be leaves and get their gradients in .grad; else any tensors, and autograd gets dense
-    gradients. path: instead of the one that support_paths chooses.
+    gradients. path: instead of the one that paths chooses.
     """
     if not isinstance(support, SupportIndex):
         support = SupportIndex.build(support, None if hidden_ND.device.type == "cpu" else CHUNK)

@@ -7,13 +7,13 @@ import pyarrow as pa
 from torch import nn
 
 from pipeline.context import RoundContext
+from pipeline.score.by_vllm.columns import teacher_columns
+from pipeline.score.by_vllm.source import open_source
+from pipeline.score.by_vllm.unknown import as_null
 from pipeline.score.payload import Payload
 from pipeline.score.reuse import files_of, find_payloads
 from pipeline.score.rows import TokenRows
 from pipeline.score.scorer import score_reusing
-from pipeline.score.unknown import as_null
-from pipeline.score.vllm_columns import teacher_columns
-from pipeline.score.vllm_source import open_source
 from storage.errors import UserError
 
 

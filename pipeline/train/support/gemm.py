@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.train.support_index import BLOCK, SupportIndex
-from pipeline.train.support_products import operand_dtype, product
+from pipeline.train.support.index import BLOCK, SupportIndex
+from pipeline.train.support.products import operand_dtype, product
 
 BLOCKS = 8
 """Blocks of the index per matrix product: 2048 distinct ids."""

@@ -1,9 +1,9 @@
 """Which of the support head's paths runs: by the device, and on a GPU by what each would cost.
 
-    cpu      support_csr.py
-    cuda     support_gemm.py, support_triton.py or support_hybrid.py, whichever `seconds` says is fastest; gemm where
+    cpu      csr.py
+    cuda     gemm.py, kernels.py or hybrid.py, whichever `seconds` says is fastest; gemm where
              Triton is not installed or no C compiler is at hand, which it needs to launch kernels
-    others   support_gemm.py
+    others   gemm.py
 On a CPU the path depends on the device alone, never on sizes.
 
 The rule is a roofline. With N positions of S ids at width D, C and U positions and distinct ids of a chunk:
@@ -29,9 +29,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pipeline.train import support_csr, support_gemm
-from pipeline.train.support_index import SupportIndex
-from pipeline.train.support_products import operand_dtype
+from pipeline.train.support import csr, gemm
+from pipeline.train.support.index import SupportIndex
+from pipeline.train.support.products import operand_dtype
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,18 @@ def seconds(problem: Problem, rates: Rates = RATES) -> dict[str, float]:
 def path_of(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex) -> ModuleType:
     """The module whose `dots`, `hidden_gradient` and `add_weight_gradient` run."""
     if hidden_ND.device.type == "cpu":
-        return support_csr
+        return csr
     if not (hidden_ND.is_cuda and triton_runs()):
-        return support_gemm
+        return gemm
     cost = seconds(Problem.of(hidden_ND, weight_VD, index))
     return paths()[min(cost, key=cost.__getitem__)]
 
 
 def paths() -> dict[str, ModuleType]:
     """Those that run where Triton does. Imported here because Triton is optional and slow to import."""
-    from pipeline.train import support_hybrid, support_triton
+    from pipeline.train.support import hybrid, kernels
 
-    return {"gemm": support_gemm, "fused": support_triton, "hybrid": support_hybrid}
+    return {"gemm": gemm, "fused": kernels, "hybrid": hybrid}
 
 
 @cache
