@@ -92,8 +92,9 @@ class VllmRollouts:
         old, self.folder, self.resting, self.proof, self._moved = self.folder, folder, False, None, None
         if self._probe is not None:
             before, self._before = self._before, self.log_probs(*self._probe)
-            self._moved = float(np.abs(self._before - before).mean(axis=1).min())
-            self._refuse_unmoved(old)
+            if np.isfinite(before).all() and np.isfinite(self._before).all():  # a diverged student says no numbers
+                self._moved = float(np.abs(self._before - before).mean(axis=1).min())
+                self._refuse_unmoved(old)
 
     def rest(self) -> None:
         """Give a GPU back; who uses the engine next reloads its weights. Nothing to do on a CPU."""

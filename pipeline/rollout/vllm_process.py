@@ -15,20 +15,13 @@ The process ends when the other side of the socket does, however that ends. It i
 The engine's core runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): one process to start, to watch and to kill.
 """
 
-import os
-import queue
-import signal
-import sys
-import threading
 from multiprocessing.connection import Connection
 
 import numpy as np
 
-from pipeline.vllm.messages import Arrays, receive, send
+from pipeline.vllm.messages import Arrays
 from pipeline.vllm.reload import model_alone
-
-LINE = 400
-"""Characters of an error that are passed on."""
+from pipeline.vllm.serving import main, outputs, split
 
 
 class Served:
@@ -76,37 +69,21 @@ class Served:
         common = (sampling["temperature"], sampling["top_p"], sampling["vocabulary"])
         asked = [params(int(seed), *common, max_tokens=sampling["max_new_tokens"], ignore_eos=True,
                         stop_token_ids=sampling["stop_ids"]) for seed in arrays["seeds"]]
-        return self._answers(_split(arrays["prompts"], arrays["lengths"]), asked)
+        return self._answers(split(arrays["prompts"], arrays["lengths"]), asked)
 
     def log_probs(self, arrays: Arrays, vocabulary: int) -> Arrays:
         """The same for given `responses` (lengths in `sizes`), drawn as they are whatever their probability."""
         from pipeline.rollout.vllm_draw import params
 
-        responses = _split(arrays["responses"], arrays["sizes"])
+        responses = split(arrays["responses"], arrays["sizes"])
         asked = [params(0, 1.0, 1.0, vocabulary, forced=response, max_tokens=len(response), ignore_eos=True,
                         skip_reading_prefix_cache=True)
                  for response in responses]
-        return self._answers(_split(arrays["prompts"], arrays["lengths"]), asked)
+        return self._answers(split(arrays["prompts"], arrays["lengths"]), asked)
 
     def _answers(self, prompts: list[list[int]], asked: list) -> Arrays:
-        from vllm.sampling_params import RequestOutputKind
-
-        first = self.requests
-        self.requests += len(prompts)
-        for i, (prompt, each) in enumerate(zip(prompts, asked, strict=True)):
-            each.output_kind = RequestOutputKind.FINAL_ONLY
-            self.engine.add_request(str(first + i), {"prompt_token_ids": prompt}, each)
-        found: dict[int, object] = {}
-        while self.engine.has_unfinished_requests():
-            finished = {int(each.request_id) - first: each.outputs[0] for each in self.engine.step() if each.finished}
-            found |= finished
-            if finished:
-                send(self.pipe, {"progress": len(found)})
-        return _flat([found[i] for i in range(len(prompts))])
-
-
-def _split(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    return [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
+        first, self.requests = self.requests, self.requests + len(prompts)
+        return _flat([each.outputs[0] for each in outputs(self.engine, self.pipe, first, prompts, asked)])
 
 
 def _flat(outputs: list) -> Arrays:
@@ -121,44 +98,5 @@ def _flat(outputs: list) -> Arrays:
             "stopped": np.array([each.finish_reason == "stop" for each in outputs], np.uint8)}
 
 
-def serve(pipe: Connection) -> None:
-    """Answer calls until the other side is gone."""
-    served: Served | None = None
-    for header, arrays in _calls(pipe):
-        call, arguments = header["call"], header["arguments"]
-        try:
-            if call == "open":
-                served = Served(pipe, **arguments)
-                send(pipe, {"done": served.ready})
-            elif call in ("generate", "log_probs"):
-                send(pipe, {"done": {}}, **getattr(served, call)(arrays, **arguments))
-            else:
-                getattr(served, call)(**arguments)
-                send(pipe, {"done": {}})
-        except Exception as error:  # everything is told to the parent, which ends this process
-            send(pipe, {"error": _line(error)})
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LINE]
-
-
-def _calls(pipe: Connection):
-    """Calls from the pipe; a thread of its own ends the process at once when the parent is gone."""
-    calls = queue.SimpleQueue()
-
-    def read():
-        try:
-            while True:
-                calls.put(receive(pipe))
-        except (EOFError, OSError):
-            os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        yield calls.get()
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])))
+    main(Served)

@@ -29,9 +29,9 @@ def teacher_facts(config: RunConfig, tokenizer, student_rows: int | None) -> dic
 def _scored_by(config: RunConfig, shared: int) -> dict[str, Any] | None:
     engine = config.score.engine
     if engine.type == "vllm":
-        from pipeline.score.by_vllm.offline import checked_version
+        from pipeline.vllm.checks import checked_version
 
-        return {"engine": "vllm", "version": checked_version()}
+        return {"engine": "vllm", "version": checked_version("score.engine", "scorer")}
     if engine.type == "vllm_server":
         from pipeline.score.by_vllm.server import ServedTeacher
 

