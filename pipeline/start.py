@@ -123,8 +123,9 @@ def refuse_other_config(config: RunConfig, document: dict) -> None:
     free = {"rounds", "store", *NOT_RECORDED}  # a run may be extended, watched from elsewhere, and a store may be moved
     if config.threads is None:
         free.add("threads")  # null stands for what was resolved when the run began
-    mine, theirs = ({key: value for key, value in each.items() if key not in free}
-                    for each in (absolute(config.model_dump(mode="json")), absolute(document["config"])))
+    stored = RunConfig.model_validate({**document["config"], "store": config.store})  # with keys that came later
+    mine, theirs = ({key: value for key, value in absolute(each.model_dump(mode="json")).items() if key not in free}
+                    for each in (config, stored))
     differing = differing_keys(mine, theirs)
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

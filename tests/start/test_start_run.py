@@ -41,6 +41,17 @@ def begun_with(config, **changes) -> None:
     store.put_if_absent(key, documents.seal({**document, "versions": {**document["versions"], **changes}}))
 
 
+def test_a_run_that_began_before_a_key_was_there_goes_on_with_its_default(config):
+    store, key = open_store(config.store), layout.run_json(config.run)
+    document = documents.unseal(store.get(key))
+    del document["config"]["train"]["ranks"], document["config"]["score"]["engine"]
+    store.delete(key)
+    store.put_if_absent(key, documents.seal(document))
+    assert start.start_run(config)["config"] == document["config"]
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"ranks": 2})})
+    assert "another train.ranks" in refusal(start.start_run, changed)
+
+
 def refusal(call, *arguments) -> str:
     with pytest.raises(UserError) as caught:
         call(*arguments)
