@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from pipeline.models.varlen import HALF, can_window, causal_attention
 from pipeline.ragged import starts_of
 from pipeline.score.host import to_device
 from pipeline.score.segments import Segments
@@ -103,7 +104,7 @@ def attention(module: nn.Module, query_1HTd: Tensor, key_1GTd: Tensor, value_1GT
     """Attention over a packed sequence, in the form of transformers' attention functions: ([1, T, H, d], None)."""
     query_HTd, key_GTd, value_GTd = query_1HTd[0], key_1GTd[0], value_1GTd[0]
     packing.windows.append(sliding_window)
-    if _varlen_fits(query_HTd, softcap):
+    if _varlen_fits(query_HTd, softcap, sliding_window):
         return _varlen(query_HTd, key_GTd, value_GTd, packing, scaling, sliding_window)[None], None
     heads, out_THd = query_HTd.shape[0], value_GTd.new_empty(query_HTd.shape[1], query_HTd.shape[0], value_GTd.shape[2])
     for query_NQ, key_NK in packing.groups:
@@ -137,18 +138,14 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QK: Tensor | None, s
     return scores.masked_fill(~mask_QK, -torch.inf).softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def _varlen_fits(query_HTd: Tensor, softcap: float | None) -> bool:
-    return (query_HTd.is_cuda and softcap is None and query_HTd.dtype in (torch.bfloat16, torch.float16)
-            and query_HTd.shape[-1] <= KERNEL_WIDTH)
+def _varlen_fits(query_HTd: Tensor, softcap: float | None, window: int | None) -> bool:
+    return (query_HTd.is_cuda and softcap is None and query_HTd.dtype in HALF and query_HTd.shape[-1] <= KERNEL_WIDTH
+            and (window is None or can_window()))
 
 
 def _varlen(query_HTd: Tensor, key_GTd: Tensor, value_GTd: Tensor, packing: Packing, scaling: float | None,
             window: int | None) -> Tensor:
-    """All segments in one kernel, which aligns the causal mask with the last key."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    keys, *sizes = packing.varlen
-    repeats = len(query_HTd) // len(key_GTd)
-    key_KHd, value_KHd = (states.transpose(0, 1)[keys].repeat_interleave(repeats, 1) for states in (key_GTd, value_GTd))
-    return varlen_attn(query_HTd.transpose(0, 1).contiguous(), key_KHd, value_KHd, *sizes, scale=scaling,
-                       window_size=(-1 if window is None else window - 1, 0))
+    """All segments in one kernel."""
+    keys, *cut = packing.varlen
+    key_KGd, value_KGd = (states.transpose(0, 1)[keys] for states in (key_GTd, value_GTd))
+    return causal_attention(query_HTd.transpose(0, 1), key_KGd, value_KGd, tuple(cut), scaling, window)

@@ -7,9 +7,6 @@ the way of `sdpa`.
 Shapes: T tokens of a packed row, H heads and G heads of keys and values, D width of a head.
 """
 
-import inspect
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.models.varlen import causal_attention
 from storage.errors import UserError
 
 NAME = "opd_varlen"
@@ -71,20 +69,8 @@ def _one_by_one(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, starts: l
 
 def _kernel(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, starts: Tensor, longest: int,
             scale: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    groups = query_THD.shape[1] // key_TGD.shape[1]
-    key_THD, value_THD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_TGD, value_TGD))
-    half = [tensor.to(torch.bfloat16).contiguous() for tensor in (query_THD, key_THD, value_THD)]
-    options = _options(varlen_attn, scale)
-    return varlen_attn(*half, starts, starts, longest, longest, **options).to(value_TGD.dtype)
-
-
-def _options(kernel: Callable, scale: float | None) -> dict:
-    """Causal attention, as this release of torch is told: 2.11 has a flag, later ones a window."""
-    names = inspect.signature(kernel).parameters
-    causal = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
-    return {**causal, **({"scale": scale} if "scale" in names else {})}
+    half = [tensor.to(torch.bfloat16) for tensor in (query_THD, key_TGD, value_TGD)]
+    return causal_attention(*half, (starts, starts, longest, longest), scale).to(value_TGD.dtype)
 
 
 def _mask(**options) -> Tensor | None:
