@@ -41,18 +41,19 @@ def main() -> int:
     parser.add_argument("--pair", type=Path, default=Path("opd-models"),
                         help="folder with quickstart-student and quickstart-teacher (default: ./opd-models)")
     arguments = parser.parse_args()
+    has_pair = arguments.pair.is_dir()
     with tempfile.TemporaryDirectory(prefix="opd-stages-") as folder:
         place = Path(folder)
-        breakdown = played(quickstart(place, arguments.pair) if arguments.pair.is_dir() else small(place / "tiny", rounds=2))
+        breakdown = played(quickstart(place, arguments.pair) if has_pair else small(place / "tiny", rounds=2))
         shards = [played(small(place / f"shards-{count}", per_shard=8 // count)) for count in STEPS]
         tokens = [played(small(place / f"samples-{count}", samples=count)) for count in STEPS]
-    result = {"breakdown": breakdown, "models": "quickstart" if arguments.pair.is_dir() else "tiny",
+    result = {"breakdown": breakdown, "models": "quickstart" if has_pair else "tiny",
               "growth_with_shards": line([each["shards"] for each in shards], shards),
               "growth_with_tokens": line([each["tokens"] / 1000 for each in tokens], tokens)}
     show(result)
     outside = 1 - sum(breakdown["within_s"].values()) / breakdown["round_s"]
     return finish("stages", result, [
-        Target("time outside of stages, share of a quickstart round", outside if arguments.pair.is_dir() else None, 0.05,
+        Target("time outside of stages, share of a quickstart round", outside if has_pair else None, 0.05,
                at_most=True),
         Target("what one more shard costs a round, s", result["growth_with_shards"]["per_unit_s"], 0.5, at_most=True)])
 

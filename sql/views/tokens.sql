@@ -14,7 +14,7 @@
 --   student_entropy: nats
 --   teacher_log_prob: nats
 --   teacher_rank: from 1
---   teacher_entropy: nats; null for a vLLM teacher
+--   teacher_entropy: nats
 --   teacher_log_tail: nats, teacher's log mass outside the teacher's top-K; null below ln 1e-4 for a vLLM teacher
 --   student_log_tail: nats, student's log mass outside the teacher's top-K
 --   teacher_topk_ids: token ids

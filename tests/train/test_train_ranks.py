@@ -120,9 +120,15 @@ def test_a_round_of_one_process_goes_on_with_two_and_the_reverse(trained, name):
         assert [row.get("step") for row in curve(trained, other, name)] == [row.get("step") for row in straight]
 
 
+COMMAND = ["-m", "pipeline.train.ranks", "tiny", "--round", "0", "--store"]
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    return scored_store(tmp_path_factory.mktemp("store"), **{"train.ranks": 2})
+    """One whose train stage torchrun has finished."""
+    store = scored_store(tmp_path_factory.mktemp("store"), **{"train.ranks": 2})
+    subprocess.run([*TWO, *COMMAND, str(store)], env=ENVIRONMENT, cwd=HERE, check=True)
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +172,13 @@ def test_ranks_end_with_the_process_that_started_them(long_store):
     assert len(children) == 2 and gone(children) and files(store) == before
 
 
-def test_torchrun_finishes_the_stage_and_says_a_mistake_in_one_line(store):
-    command = ["-m", "pipeline.train.ranks", "tiny", "--round", "0", "--store", str(store)]
-    alone = subprocess.run([sys.executable, *command], env=ENVIRONMENT, cwd=HERE, capture_output=True, text=True)
+def test_without_torchrun_the_command_says_so_in_one_line(tmp_path):
+    alone = subprocess.run([sys.executable, *COMMAND, str(tmp_path)], env=ENVIRONMENT, cwd=HERE, capture_output=True,
+                           text=True)
     assert alone.returncode == 2 and alone.stderr.startswith("opd: ") and alone.stderr.count("\n") == 1
-    subprocess.run([*TWO, *command], env=ENVIRONMENT, cwd=HERE, check=True)
+
+
+def test_torchrun_finishes_the_stage(store):
     receipt = Round(open_store(str(store)), "tiny", 0).receipt("train", 0)
     assert receipt.facts["ranks"] == 2 and receipt.facts["steps"] == receipt.file.rows == 6
     assert Round(open_store(str(store)), "tiny", 0).stage_committed("train")
