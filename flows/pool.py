@@ -93,8 +93,8 @@ def _renewed(claims: Claims) -> Iterator[None]:
         while not over.wait(claims.lease_s / 4):
             try:
                 claims.renew()
-            except OSError as error:  # a store that is away for a moment: the work of minutes is worth more
-                print(f"claims are not renewed: {error}")
+            except Exception as error:  # a store that is away for a moment: the work of minutes is worth more
+                print(f"claims are not renewed: {type(error).__name__}: {' '.join(str(error).split())}")
 
     threading.Thread(target=renew, daemon=True).start()
     try:
@@ -107,20 +107,27 @@ def compute_in_pool(where: dict, pending: dict[str, list[int]], workers: Workers
     """Have the pool compute these shards. Raises what a flow run there was refused for, ChildFailed if none helps."""
     round = Round(open_store(where["store"]), where["run"], where["number"])
     claims = Claims(round.store, round.run, round.number, workers.lease_s)
-    claims.clear()
     jobs = Jobs(where, list(pending), workers)
     progress = StageProgress(where["run"], where["number"], ", ".join(pending), 1)
     total = sum(map(len, pending.values()))
     watch = _Watch(workers.lease_s)
-    while left := sum(len(round.pending(stage)) for stage in pending):
-        progress.shard(1)("shards", total - left, total)
-        beats = claims.look()
-        if jobs.ended() or (watch.silent((left, beats)) and not jobs.waiting()):
-            jobs.ask(f"{left} of {total} shards are left, and nobody is at work on them")
-        time.sleep(POLL_S)
+    try:
+        while left := _left(round, pending):
+            progress.shard(1)("shards", total - left, total)
+            nobody = jobs.ended() or (watch.silent((left, claims.look())) and not jobs.waiting())
+            if nobody and (left := _left(round, pending)):  # the last of them may have finished in between
+                jobs.ask(f"{left} of {total} shards are left, and nobody is at work on them")
+            time.sleep(POLL_S)
+    except BaseException:  # nobody waits for what was asked for
+        jobs.cancel()
+        raise
     progress.finish()
     jobs.end()
     claims.clear()
+
+
+def _left(round: Round, pending: dict[str, list[int]]) -> int:
+    return sum(len(round.pending(stage)) for stage in pending)
 
 
 class _Watch:
@@ -152,7 +159,7 @@ class Jobs:
         from prefect.deployments import run_deployment
 
         if self._asked == ASKED_AT_MOST:
-            raise ChildFailed(f"work pool {self._workers.pool}: {why}; its flow runs have ended {ASKED_AT_MOST} times: "
+            raise ChildFailed(f"work pool {self._workers.pool}: {why}; it was asked {ASKED_AT_MOST} times: "
                               "see their logs in Prefect. What is finished is kept, run the same command again")
         if why:
             get_run_logger().warning("%s: work pool %s is asked again", why, self._workers.pool)
@@ -187,6 +194,17 @@ class Jobs:
             for each, state in states.items():
                 new = Crashed(message="its worker is gone") if each in running else Cancelled(message="nothing is left")
                 api.set_flow_run_state(each, new, force=True)
+
+    def cancel(self) -> None:
+        """Stop what was asked for."""
+        from prefect.states import Cancelled, Cancelling
+
+        with limits.client() as client:
+            for each, state in self._states().items():
+                if state.type.value in ("RUNNING", "CANCELLING"):
+                    client.set_flow_run_state(each, Cancelling())
+                elif state.type.value in OPEN:
+                    client.set_flow_run_state(each, Cancelled(message="its round was stopped"), force=True)
 
     def _states(self) -> dict[UUID, State]:
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId

@@ -18,8 +18,10 @@ orphan that no receipt names.
 import threading
 import time
 from dataclasses import dataclass
+from uuid import uuid4
 
 from storage import documents, layout
+from storage.errors import MissingObject
 from storage.objects import ObjectStore
 
 Place = tuple[str, int]
@@ -39,6 +41,7 @@ class Claims:
 
     def __init__(self, store: ObjectStore, run: str, number: int, lease_s: float):
         self._store, self._run, self._number, self.lease_s = store, run, number, lease_s
+        self._me = uuid4().hex
         self._own: dict[Place, int] = {}
         self._seen: dict[Place, _Seen] = {}
         self._lock = threading.RLock()
@@ -90,12 +93,19 @@ class Claims:
                       else _Seen(beat, now) for place, beat in beats.items() if place not in self._own}
 
     def _beat(self, place: Place, beat: int) -> bool:
-        key = layout.claim(self._run, self._number, *place, beat)
-        if not self._store.put_if_absent(key, documents.dump({"beat": beat})):
+        key, data = layout.claim(self._run, self._number, *place, beat), documents.dump({"beat": beat, "owner": self._me})
+        if not self._store.put_if_absent(key, data) and not self._is_there(key, data):
             return False
         self._own[place] = beat
         self._seen.pop(place, None)
         return True
+
+    def _is_there(self, key: str, data: bytes) -> bool:
+        """Whether it was put all the same: a put whose answer was lost is sent again, and then says False."""
+        try:
+            return self._store.get(key) == data
+        except MissingObject:
+            return False
 
     def _delete(self, stage: str, shard: int) -> None:
         prefix = layout.claim(self._run, self._number, stage, shard, 0).rpartition("/")[0] + "/"

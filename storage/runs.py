@@ -94,8 +94,12 @@ def committed_rounds(store: ObjectStore, run: str) -> list[int]:
     """
     first, prefix = first_own_round(store, run), layout.run_prefix(run)
     names = (name.removeprefix("round=") for name in store.folders(prefix) if name.startswith("round="))
-    started = sorted((int(name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
-    newest = next((each for each in started if each >= first and exists(store, layout.manifest(run, each))), first - 1)
+    started = {int(name) for name in names if name.isascii() and name.isdecimal()}
+    newest = first - 1
+    while newest + 1 in started:
+        newest += 1
+    while newest >= first and not exists(store, layout.manifest(run, newest)):
+        newest -= 1
     return list(range(newest + 1))
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import layout
-from storage.errors import UserError
+from storage.errors import IntegrityError, UserError
 from storage.objects import ObjectStore, exists
 from storage.records import Manifest, Plan, ShardFile
 from storage.rounds import Round
-from storage.runs import list_runs, read_manifest, read_run
+from storage.runs import committed_rounds, list_runs, read_manifest, read_run
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> l
     found: list[RoundFiles] = []
     while manifest := read_manifest(store, run, since + len(found)):
         found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
+    if since + len(found) < len(committed_rounds(store, run)):
+        raise IntegrityError(f"round {since + len(found)} of {run} has no manifest, though a later round has one: it was "
+                             "deleted or never copied; run `opd verify`")
     round = Round(store, run, since + len(found))
     if in_progress and round.planned():
         files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]

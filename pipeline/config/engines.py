@@ -57,8 +57,8 @@ class VllmServer(Served):
     /collective_rpc of a server started with VLLM_SERVER_DEV_MODE=1, which sees the checkpoint's folder; on a CPU also
     with --worker-extension-cls pipeline.vllm.reload.TakesWeights. Others' requests get the new weights too."""
     checkpoint_path: str = "{folder}"
-    """reload = 'rpc': the checkpoint's folder as the server sees it. {folder} is its path here, {name} its last part,
-    such as checkpoint=3."""
+    """reload = 'rpc': the checkpoint's folder as the server sees it. {folder} is its path here, {name} its last two
+    parts, such as checkpoint=3/1a2b3c4d5e6f."""
 
     @field_validator("checkpoint_path")
     @classmethod

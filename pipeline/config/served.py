@@ -56,8 +56,9 @@ def checked_url(url: str) -> str:
     parts = urlsplit(url)
     try:
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError as error:
-        raise ValueError(f"url = {url!a} has no valid port: write http://host:8000") from error
+        raise ValueError(f"url = {url!a} has no valid host or port: write http://host:8000") from error
     if parts.username or parts.password:
         raise ValueError("url holds a user or a password, which would be stored with the run: use api_key_env")
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isprintable():

@@ -3,12 +3,14 @@
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
+from pipeline.config import RunConfig
 from pipeline.config.evaluation import Benchmark
 from pipeline.context import RoundContext
 from pipeline.evaluate.grade import Graded, sampling
 from pipeline.models import config_hash, device
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
 from pipeline.versions import public
+from pipeline.vllm.checks import installed
 from storage import documents
 from storage.errors import UserError
 from storage.rounds import EvaluationShard
@@ -28,9 +30,14 @@ def evaluation_key(context: RoundContext, shard: EvaluationShard, benchmark: Ben
         "role": shard.role, "benchmark": shard.benchmark, "prompt_ids": shard.prompt_ids,
         "samples": benchmark.samples, "seed": settings.seed, "timeout_s": settings.timeout_s,
         "sampling": asdict(sampling(config, graded)),
-        "engine": config.rollout.engine.model_dump(mode="json"), "threads": config.threads, "device": device().type,
+        "engine": config.rollout.engine.model_dump(mode="json") | _engine_version(config),
+        "threads": config.threads, "device": device().type,
         "versions": {name: public(document["versions"][name]) for name in ("torch", "transformers", "tokenizers")},
         "checker": _checker_version()}))
+
+
+def _engine_version(config: RunConfig) -> dict[str, str | None]:
+    return {"vllm": installed()} if config.rollout.engine.type == "vllm" else {}
 
 
 def _checker_version() -> str:

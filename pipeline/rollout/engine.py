@@ -94,7 +94,8 @@ def checked(generations: Generations) -> Generations:
     """The same. Raises UserError for log-probs that are no numbers."""
     if not np.isfinite(generations.log_probs).all():
         raise UserError("the student gives logits that are no numbers (NaN): its training diverged or its weights "
-                        "are damaged; start the round from an earlier checkpoint, or lower train.learning_rate")
+                        "are damaged; start the round from an earlier checkpoint, or lower train.learning_rate (with "
+                        "vLLM it may be rollout.temperature, too low for these logits)")
     if not np.isfinite(generations.sampling_log_probs).all():
         raise UserError("the student's logits divided by rollout.temperature are no numbers any more: raise "
                         "rollout.temperature")

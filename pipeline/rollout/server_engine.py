@@ -23,7 +23,7 @@ from pipeline.config.engines import VllmServer
 from pipeline.config.model import Model
 from pipeline.rollout.engine import Generations, OnFinished, Sampling
 from pipeline.rollout.server_answers import Malformed, read_completion, read_prompt_log_probs
-from pipeline.rollout.server_proof import prove
+from pipeline.rollout.server_proof import probe_prompts, prove, refuse_moved, said
 from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 from storage.weights import read_json
@@ -47,6 +47,8 @@ class ServerEngine:
         self.client.check_served()
         self.name_and_version = f"vllm server {self.client.version()}"
         self.salt = uuid.uuid4().hex
+        self.alive = True
+        """Whether the next shard may go on with this engine; else it is opened anew, and proved."""
         self.proof: dict | None = None
         """What server_proof measured."""
         self.processed: bool | None = None
@@ -60,7 +62,9 @@ class ServerEngine:
         prompts = [np.asarray(prompt).tolist() for prompt in prompts]
         _check(sampling)
         if self.proof is None:
-            self.proof = prove(self.client, self.model, self.folder, prompts, sampling.vocabulary)
+            self._asked = probe_prompts(self.client, prompts)
+            self._said = said(self.client, self._asked)
+            self.proof = prove(self.client, self.model, self.folder, self._asked, self._said, sampling.vocabulary)
         common = self._request(sampling)
         plain = sampling.temperature == 1 and sampling.top_p == 1
         if not plain:
@@ -71,10 +75,19 @@ class ServerEngine:
             [common | {"prompt": prompt, "seed": int(seed)} for prompt, seed in zip(prompts, seeds)],
             lambda index, answer: self._checked(read_completion, answer, prompts[index], sampling), count(0))
         raw = [row.log_probs for row in drawn] if plain else self._raw(prompts, drawn, count(1))
+        self._check_same_weights()
         return Generations(
             np.cumsum([0, *(len(row.token_ids) for row in drawn)], dtype=np.int64),
             np.concatenate([row.token_ids for row in drawn]), np.concatenate(raw),
             np.concatenate([row.log_probs for row in drawn]), tuple(row.finish_reason for row in drawn))
+
+    def _check_same_weights(self) -> None:
+        """A server that died is asked again once it is back, and may be back with the weights it was started with."""
+        try:
+            refuse_moved(self.client, self.model.dtype, self._said, said(self.client, self._asked))
+        except UserError:
+            self.alive = False
+            raise
 
     def _request(self, sampling: Sampling) -> dict:
         """What all requests have in common; nothing is left to the generation config that the server has read."""
@@ -117,7 +130,8 @@ class ServerEngine:
 
     def _reload(self) -> None:
         """Have the server read the checkpoint's weights. A failed reading leaves vLLM without weights: it says so."""
-        path = self.settings.checkpoint_path.replace("{folder}", str(self.folder)).replace("{name}", self.folder.name)
+        path = self.settings.checkpoint_path.replace("{folder}", str(self.folder)).replace(
+            "{name}", f"{self.folder.parent.name}/{self.folder.name}")
         try:
             self._take_weights(path)
             self.client.post("/reset_prefix_cache")

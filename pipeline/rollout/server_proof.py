@@ -28,22 +28,40 @@ PADDED_MASS = 1e-3
 """Mean probability of the head's rows that are no shared tokens: it is missing in every log-prob of the server."""
 
 
-def prove(client: VllmClient, model: Model, folder: Path, prompts: Sequence[list[int]], vocabulary: int) -> dict:
-    """{"tokens": .., "log_prob_difference": mean nats, "largest": ..}. Raises UserError for other weights."""
+def probe_prompts(client: VllmClient, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """What the server is asked about: the first tokens of some prompts. Raises UserError without any of two tokens."""
     asked = [list(prompt) for prompt in dict.fromkeys(tuple(prompt[:TOKENS]) for prompt in prompts)][:PROMPTS]
     asked = [prompt for prompt in asked if len(prompt) > 1]
     if not asked:
         raise UserError(f"{client.name}: no prompt of this shard has two tokens, so nothing proves which weights it "
                         "holds: put more into prompts.template")
+    return asked
 
+
+def said(client: VllmClient, asked: list[list[int]]) -> np.ndarray:
+    """float32 [T]: the server's log-probs of every token but the first of each prompt."""
     def read(index: int, answer: dict) -> np.ndarray:
         try:
             return read_prompt_log_probs(answer, asked[index], 1)
         except Malformed as error:
             raise client.malformed(str(error)) from error
 
-    bodies = [prompt_request(client.settings.model, prompt, 0) for prompt in asked]
-    theirs = np.concatenate(client.complete(bodies, read))
+    return np.concatenate(client.complete([prompt_request(client.settings.model, prompt, 0) for prompt in asked], read))
+
+
+def refuse_moved(client: VllmClient, dtype: str, before: np.ndarray, after: np.ndarray) -> None:
+    """Raise UserError if a server's log-probs of the same tokens moved: it was restarted, or given other weights."""
+    moved = np.abs(after - before).mean()
+    if not moved <= TOLERANCE[dtype] / 5:
+        raise UserError(f"{client.name} changed its weights while it wrote: its log-probs of the same {len(before)} "
+                        f"tokens moved by {moved:.3g} nats on average; nothing of this shard was kept: give it the "
+                        "round's weights and run the same command again")
+
+
+def prove(client: VllmClient, model: Model, folder: Path, asked: list[list[int]], theirs: np.ndarray,
+          vocabulary: int) -> dict:
+    """{"tokens": .., "log_prob_difference": mean nats, "largest": ..} of what the server `said` of `asked`. Raises
+    UserError for other weights."""
     own, padded_mass = _own_log_probs(model, folder, asked, vocabulary)
     difference = np.abs(theirs - own)
     if not difference.mean() <= TOLERANCE[model.dtype]:

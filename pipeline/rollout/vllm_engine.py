@@ -98,7 +98,7 @@ class VllmRollouts:
 
     def rest(self) -> None:
         """Give a GPU back; who uses the engine next reloads its weights. Nothing to do on a CPU."""
-        if not self.on_cpu and not self.resting:
+        if not self.on_cpu and not self.resting and self.alive:  # one that died holds nothing, and is opened anew
             self._call("rest", {}, self._everywhere())
             self.resting = True
 

@@ -32,7 +32,7 @@ def scoring_key(document: dict[str, Any], config: RunConfig, student_fingerprint
     full = _digest({
         "teacher": _teacher(document, config),
         "student": {"weights": student_fingerprint, "dtype": config.student.dtype,
-                    "attention": config.student.attention},
+                    "attention": config.student.attention, **_students_scorer(document, config)},
         "teacher_top_k": config.score.teacher_top_k,
         "student_top_k": config.score.student_top_k,
         "student_log_probs_at_teacher_topk": config.score.student_log_probs_at_teacher_topk,
@@ -43,13 +43,7 @@ def scoring_key(document: dict[str, Any], config: RunConfig, student_fingerprint
 
 def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     facts = document["teacher"]
-    scored_by = _vllm(facts, config) or {
-        "attention": config.teacher.attention,
-        "engine": ENGINE,
-        "engine_version": ENGINE_VERSION,
-        "torch": public(document["versions"]["torch"]),
-        "transformers": document["versions"]["transformers"],
-    }
+    scored_by = _vllm(facts, config) or {"attention": config.teacher.attention, **_scorer(document)}
     return {
         "weights": facts["fingerprint"],
         "config": facts["config_hash"],
@@ -60,6 +54,16 @@ def _teacher(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
         "dtype": config.teacher.dtype,
         **scored_by,
     }
+
+
+def _students_scorer(document: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """What read the student, where the teacher's part does not say it."""
+    return {} if config.score.engine.type == "scorer" else _scorer(document)
+
+
+def _scorer(document: dict[str, Any]) -> dict[str, Any]:
+    return {"engine": ENGINE, "engine_version": ENGINE_VERSION, "torch": public(document["versions"]["torch"]),
+            "transformers": document["versions"]["transformers"]}
 
 
 def _vllm(facts: dict[str, Any], config: RunConfig) -> dict[str, Any] | None:

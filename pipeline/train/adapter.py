@@ -85,6 +85,16 @@ def add_adapter(model: nn.Module, lora: Lora, seed: int) -> None:
             line = " ".join(str(error).split())[:200]
             raise UserError(f"train.lora.target_modules = {lora.target_modules!r} does not fit {type(model).__name__}: "
                             f"{line}") from error
+    _refuse_others(model, lora)
+
+
+def _refuse_others(model: nn.Module, lora: Lora) -> None:
+    """The support head reads the output head's own weight, and `merged` knows linear layers alone."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer") and (module is head or not isinstance(module.base_layer, nn.Linear)):
+            raise UserError(f"train.lora.target_modules = {lora.target_modules!r} names {name}, which cannot be "
+                            "adapted here: name linear layers of the decoder, not the embedding or the output head")
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:

@@ -7,7 +7,8 @@ the probed positions of the step's rollouts, masked ones included.
     ess              (sum w)^2 / (n sum w^2), w = p_now(y_t) / p_0(y_t), log w clamped to +-20
     student_mass     mean of p_now's mass on the teacher's top-K
     opd_reverse_kl   mean of log p_now(y_t) - log q(y_t)
-    teacher_kl       mean KL(p_now || q), coarsened to the teacher's top-K and one bucket for the rest
+    teacher_kl       mean KL(p_now || q), coarsened to the teacher's top-K and one bucket for the rest; null where a
+                     vLLM teacher did not tell a tail
     student_entropy  mean entropy of p_now over the whole vocabulary
     topk_left        share of p_now's top-k that p_0's cached top-k lacks: a support that is made of the cache does not
                      follow the student there
@@ -24,6 +25,7 @@ import torch
 
 from pipeline.objectives import TokenBatch
 from pipeline.objectives.support import LEAST_LOG_Q, exact_mass
+from pipeline.score.by_vllm.unknown import STAND_IN
 from pipeline.streams import hash64
 from pipeline.train.current import Current
 from pipeline.train.parallel import OneProcess
@@ -65,7 +67,10 @@ class Probe:
             return {**dict.fromkeys((*MEANS, "ess")), "probe_tokens": 0}
         ratio_N = values[-1].exp()
         ess = ratio_N.sum() ** 2 / (count * (ratio_N ** 2).sum())
-        return {**dict(zip(MEANS, values[:-1].mean(1).tolist())), "ess": ess.item(), "probe_tokens": count}
+        means = dict(zip(MEANS, values[:-1].mean(1).tolist()))
+        if np.isnan(means["teacher_kl"]):
+            means["teacher_kl"] = None
+        return {**means, "ess": ess.item(), "probe_tokens": count}
 
 
 def teacher_kl(batch: TokenBatch, now_NK: torch.Tensor) -> torch.Tensor:
@@ -74,7 +79,8 @@ def teacher_kl(batch: TokenBatch, now_NK: torch.Tensor) -> torch.Tensor:
     log_p_NK = now_NK.double()
     outside_N = (1 - log_p_NK.exp().sum(-1)).clamp_min(_TINY)
     log_q_outside_N = batch.teacher_log_tail_N.double().clamp_min(LEAST_LOG_Q)
-    return (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(-1) + outside_N * (outside_N.log() - log_q_outside_N)
+    kl_N = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(-1) + outside_N * (outside_N.log() - log_q_outside_N)
+    return kl_N.masked_fill(batch.teacher_log_tail_N == STAND_IN, torch.nan)  # a tail that the teacher did not tell
 
 
 def left(batch: TokenBatch, topk_ids_Nk: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 PARENT_S = 0.5
@@ -83,7 +84,8 @@ def _train(asked: argparse.Namespace) -> None:
         check_inputs(context)
         if context.round.receipt("train", 0):
             return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+    # rank 0 alone reads and writes checkpoints, for longer than NCCL's 10 minutes; the agent sees ranks that died
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1),
                             **({"device_id": device} if device.type == "cuda" else {}))
     ranks = Ranks(device)
     trained = train_round(context, ranks)

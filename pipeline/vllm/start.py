@@ -85,6 +85,8 @@ class EngineProcess:
 
     def _death(self) -> EngineFailed:
         self._process.wait()
+        if self._log.closed:
+            return EngineFailed("vLLM's process has ended; what is finished is kept, run the same command again")
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 300))
         said = printable(" ".join(self._log.read().decode(errors="replace").split()))

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from pipeline.vllm.messages import Arrays
+from pipeline.vllm.reload import model_alone
 from pipeline.vllm.serving import main, outputs, split
 
 
@@ -31,10 +32,11 @@ class Teacher:
 
         on_cpu = current_platform.is_cpu()
         self.pipe, self.requests = pipe, 0
-        self.engine = LLMEngine.from_engine_args(EngineArgs(
-            model=folder, tokenizer=folder, skip_tokenizer_init=True, load_format="safetensors",
-            generation_config="vllm", enable_prefix_caching=False, logprobs_mode="raw_logprobs",
-            disable_log_stats=True, **options, **(cpu if on_cpu else gpu)))
+        with model_alone(folder) as alone:
+            self.engine = LLMEngine.from_engine_args(EngineArgs(
+                model=alone, tokenizer=alone, skip_tokenizer_init=True, load_format="safetensors",
+                generation_config="vllm", enable_prefix_caching=False, logprobs_mode="raw_logprobs",
+                disable_log_stats=True, **options, **(cpu if on_cpu else gpu)))
         self.ready = {"device": "cpu" if on_cpu else current_platform.device_type, "vllm": vllm.__version__,
                       "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len}
 
