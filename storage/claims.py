@@ -93,7 +93,8 @@ class Claims:
                       else _Seen(beat, now) for place, beat in beats.items() if place not in self._own}
 
     def _beat(self, place: Place, beat: int) -> bool:
-        key, data = layout.claim(self._run, self._number, *place, beat), documents.dump({"beat": beat, "owner": self._me})
+        key = layout.claim(self._run, self._number, *place, beat)
+        data = documents.dump({"beat": beat, "owner": self._me})
         if not self._store.put_if_absent(key, data) and not self._is_there(key, data):
             return False
         self._own[place] = beat

@@ -79,8 +79,8 @@ def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> l
     while manifest := read_manifest(store, run, since + len(found)):
         found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
     if since + len(found) < len(committed_rounds(store, run)):
-        raise IntegrityError(f"round {since + len(found)} of {run} has no manifest, though a later round has one: it was "
-                             "deleted or never copied; run `opd verify`")
+        raise IntegrityError(f"round {since + len(found)} of {run} has no manifest, though a later round has one: it "
+                             "was deleted or never copied; run `opd verify`")
     round = Round(store, run, since + len(found))
     if in_progress and round.planned():
         files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
