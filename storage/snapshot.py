@@ -76,16 +76,25 @@ def _known(store: ObjectStore, run: str) -> str:
 
 def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> list[RoundFiles]:
     found: list[RoundFiles] = []
-    while manifest := read_manifest(store, run, since + len(found)):
+    while manifest := read_manifest(store, run, since + len(found)) or _just_committed(store, run, since + len(found)):
         found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
-    if since + len(found) < len(committed_rounds(store, run)):
-        raise IntegrityError(f"round {since + len(found)} of {run} has no manifest, though a later round has one: it "
-                             "was deleted or never copied; run `opd verify`")
     round = Round(store, run, since + len(found))
     if in_progress and round.planned():
         files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
         found.append(RoundFiles(run, round.number, _by_table(files), plan=round.plan()))
     return found
+
+
+def _just_committed(store: ObjectStore, run: str, number: int) -> Manifest | None:
+    """The manifest of a round that was committed between two looks; None where the committed rounds end. Raises
+    IntegrityError for a gap among them."""
+    if number >= len(committed_rounds(store, run)):
+        return None
+    manifest = read_manifest(store, run, number)
+    if manifest is None:
+        raise IntegrityError(f"round {number} of {run} has no manifest, though a later round has one: it was deleted, "
+                             "or never copied; run `opd verify`")
+    return manifest
 
 
 def _by_table(files: list[ShardFile]) -> dict[str, list[ShardFile]]:

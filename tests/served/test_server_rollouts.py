@@ -102,6 +102,16 @@ def test_old_weights_are_refused_and_a_reload_brings_the_new_ones(vllm_server):
     assert np.abs(drawn.log_probs[:drawn.offsets[1]] - raw).max() < 1e-4
 
 
+def test_a_server_that_changes_its_weights_between_two_shards_is_refused(vllm_server):
+    vllm_server.hold("student")
+    writing = engine(vllm_server, vllm_server.models["student"])
+    writing.generate(PROMPTS, SEEDS, sampling())
+    vllm_server.hold("teacher")
+    with pytest.raises(UserError, match="changed its weights while it wrote.*nothing of this shard was kept"):
+        writing.generate(PROMPTS, SEEDS, sampling())
+    assert not writing.alive
+
+
 def test_a_wrong_name_and_a_wrong_key_are_one_line_each(vllm_server, monkeypatch):
     folder = vllm_server.models["student"]
     check_server(settings(vllm_server))

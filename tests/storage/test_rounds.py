@@ -217,3 +217,12 @@ def test_a_round_in_progress_is_seen_when_asked_for_and_then_stays_frozen(two_ro
 def test_a_snapshot_of_a_run_that_is_not_there_names_those_that_are(two_rounds):
     with pytest.raises(UserError, match="run x is not in the store .*: it has r"):
         take_snapshot(two_rounds, "x")
+
+
+def test_a_gap_among_the_manifests_is_told_and_a_folder_beside_them_counts_nothing(two_rounds):
+    stray = layout.manifest("r", 999)
+    two_rounds.put_if_absent(stray, two_rounds.get(layout.manifest("r", 1)))
+    assert committed_rounds(two_rounds, "r") == [0, 1] and len(take_snapshot(two_rounds, "r").rounds()) == 2
+    two_rounds.delete(layout.manifest("r", 0))
+    with pytest.raises(IntegrityError, match="round 0 of r has no manifest, though a later round has one"):
+        take_snapshot(two_rounds, "r")

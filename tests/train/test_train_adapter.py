@@ -167,3 +167,10 @@ def test_without_peft_one_line_says_what_to_install(trained, monkeypatch):
 def test_a_merged_checkpoint_holds_nothing_that_a_loader_takes_for_an_adapter(trained):
     names = {path.name for path in (trained[0] / "first").iterdir()}
     assert not names & {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_the_embedding_and_the_head_cannot_be_adapted(target):
+    with pytest.raises(UserError, match=f"names .*{target}, which cannot be adapted here") as caught:
+        add_adapter(tiny_model(seed=1), Lora(rank=2, alpha=2, target_modules=["q_proj", target]), seed=0)
+    assert "\n" not in str(caught.value)
