@@ -61,11 +61,6 @@ def gpus_here() -> list[str]:
     return visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus())
 
 
-def device_limit() -> str:
-    """Name of the limit of the device that a stage of one process computes on: the first visible one."""
-    return device_limits()[0]
-
-
 def run_limit(store: str, run: str) -> str:
     """Name of the limit of `run` in `store`; a local store is known by its resolved folder."""
     place = store if "://" in store else str(Path(store).resolve())

@@ -14,15 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.model import Model
-from storage.errors import OpdError
+from pipeline.vllm.start import EngineFailed
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.1}
 """Mean nats. Engines differ from transformers by 1e-6 to 1e-4 in float32 (sums in another order), by .01 to .05 in
 bfloat16; under an old round's weights by .05 and more after a hundred steps."""
-
-
-class EngineFailed(OpdError, RuntimeError):
-    """An engine's process is gone, gave up a call, or does not have the weights it should; a retry starts another."""
 
 
 def prove(model: Model, folder: Path, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray],
@@ -43,11 +39,7 @@ def own_log_probs(model: Model, folder: Path, prompts: Sequence[np.ndarray], res
     """float32 [T]: raw log-probs of the response tokens, one after the other, by transformers on the CPU."""
     import torch
 
-    from pipeline.models import load_model
-
-    attention = "sdpa" if model.attention == "flash_attention_2" else model.attention  # it has no kernel for a CPU
-    loaded = load_model(folder, dtype=model.dtype, attention=attention, device="cpu",
-                        trust_remote_code=model.trust_remote_code)
+    loaded = load_on_cpu(model, folder)
     found = []
     with torch.inference_mode():
         for prompt, response in zip(prompts, responses, strict=True):
@@ -56,3 +48,12 @@ def own_log_probs(model: Model, folder: Path, prompts: Sequence[np.ndarray], res
             log_probs_TV = logits_TV[:, :vocabulary].float().log_softmax(-1)
             found.append(log_probs_TV.gather(1, ids[len(prompt):, None])[:, 0].numpy())
     return np.concatenate(found)
+
+
+def load_on_cpu(model: Model, folder: Path):
+    """The checkpoint by transformers, beside an engine that has the GPU."""
+    from pipeline.models import load_model
+
+    attention = "sdpa" if model.attention == "flash_attention_2" else model.attention  # it has no kernel for a CPU
+    return load_model(folder, dtype=model.dtype, attention=attention, device="cpu",
+                      trust_remote_code=model.trust_remote_code)

@@ -15,15 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.model import Model
+from pipeline.rollout.proof import TOLERANCE, load_on_cpu
 from pipeline.rollout.server_answers import Malformed, read_prompt_log_probs
 from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 
 PROMPTS, TOKENS = 4, 256
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.1}
-"""Mean nats, by dtype: float32 engines differ by 1e-6 to 1e-4 (sums in another order), bfloat16 ones by .01 to .05."""
-
-
 PADDED_MASS = 1e-3
 """Mean probability of the head's rows that are no shared tokens: it is missing in every log-prob of the server."""
 
@@ -82,11 +79,7 @@ def _own_log_probs(model: Model, folder: Path, prompts: list[list[int]], vocabul
     the server has it, and the mean mass of the rows beyond the shared tokens."""
     import torch
 
-    from pipeline.models import load_model
-
-    attention = "sdpa" if model.attention == "flash_attention_2" else model.attention  # it has no kernel for a CPU
-    loaded = load_model(folder, dtype=model.dtype, attention=attention, device="cpu",
-                        trust_remote_code=model.trust_remote_code)
+    loaded = load_on_cpu(model, folder)
     found, padded = [], []
     with torch.inference_mode():
         for prompt in prompts:

@@ -18,10 +18,10 @@ import numpy as np
 from pipeline.config.engines import VllmEngine
 from pipeline.config.model import Model
 from pipeline.rollout.engine import Generations, OnFinished, Sampling, checked
-from pipeline.rollout.proof import EngineFailed, prove
+from pipeline.rollout.proof import prove
 from pipeline.vllm.checks import check_devices, check_engine, visible_devices
-from pipeline.vllm.messages import Arrays
-from pipeline.vllm.start import EngineProcess, engine_options
+from pipeline.vllm.messages import Arrays, flat
+from pipeline.vllm.start import EngineFailed, EngineProcess, engine_options
 from storage.errors import UserError
 
 PROBE_TOKENS = 32
@@ -47,7 +47,7 @@ class VllmRollouts:
         self._before: np.ndarray | None = None
         eager = not devices if settings.enforce_eager is None else settings.enforce_eager
         self._processes = _start(settings, devices, eager)
-        ready = self._open(engine_options(settings, model, folder, eager))
+        ready = self._open(engine_options(settings, model, folder, eager, gpu={"enable_sleep_mode": True}))
         self.on_cpu, self.max_model_len = ready["device"] == "cpu", ready["max_model_len"]
         self.name_and_version = f"vllm {ready['vllm']} ({ready['device']}), torch {ready['torch']}"
 
@@ -66,7 +66,7 @@ class VllmRollouts:
         parts = _parts(prompts, len(self._processes))
         settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "vocabulary": sampling.vocabulary,
                     "max_new_tokens": sampling.max_new_tokens, "stop_ids": list(sampling.stop_ids)}
-        arrays = {engine: {**_flat("prompts", "lengths", [prompts[i] for i in part]),
+        arrays = {engine: {**flat("prompts", "lengths", [prompts[i] for i in part]),
                            "seeds": np.array([seeds[i] for i in part], np.int64)}
                   for engine, part in enumerate(parts) if part}
         answers = self._call("generate", {"sampling": settings}, arrays, progress)
@@ -78,7 +78,7 @@ class VllmRollouts:
     def log_probs(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
         """float32 [engines, T]: raw log-probs of given tokens, decoded one by one as rollouts are. No cached prefix is
         read, so the same weights give the same bits."""
-        arrays = _flat("prompts", "lengths", prompts) | _flat("responses", "sizes", responses)
+        arrays = flat("prompts", "lengths", prompts) | flat("responses", "sizes", responses)
         answers = self._call("log_probs", {"vocabulary": vocabulary}, dict.fromkeys(self._everywhere(), arrays))
         return np.stack([found["log_probs"] for _, found in answers])
 
@@ -196,11 +196,6 @@ def _parts(prompts: list[np.ndarray], engines: int) -> list[list[int]]:
     for i, prompt in enumerate(prompts):
         parts[places.setdefault(prompt.tobytes(), len(places)) % engines].append(i)
     return parts
-
-
-def _flat(values: str, lengths: str, lists: Sequence[np.ndarray]) -> Arrays:
-    return {values: np.concatenate([np.asarray(each, np.int32) for each in lists]),
-            lengths: np.array([len(each) for each in lists], np.int64)}
 
 
 def _in_order(parts: list[list[int]], answers: list[Arrays]) -> Generations:

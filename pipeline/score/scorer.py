@@ -66,7 +66,7 @@ def score_reusing(rollouts: pa.Table, student: nn.Module, load_teacher: Callable
     _check_head("student", student, shared_vocab)
     columns = Columns(rows, schemas.TopK(settings.teacher_top_k, settings.student_top_k,
                                          settings.student_log_probs_at_teacher_topk))
-    used = _score_known(columns, _fitting(rows, payloads), student, shared_vocab, settings, progress)
+    used = _score_known(columns, fitting(rows, payloads), student, shared_vocab, settings, progress)
     if columns.filled < len(rows):
         teacher = load_teacher()
         _check_head("teacher", teacher, shared_vocab)
@@ -94,7 +94,7 @@ def score_teacher(rollouts: pa.Table, teacher: nn.Module, shared_vocab: int, set
     return arrays
 
 
-def _fitting(rows: TokenRows, payloads: dict[str, Payload]) -> dict[int, Payload]:
+def fitting(rows: TokenRows, payloads: dict[str, Payload]) -> dict[int, Payload]:
     """Payloads by their rollout's place, for rollouts with rows."""
     found = {index: payloads[token_hash] for index, token_hash in enumerate(rows.rollouts["token_hash"].to_pylist())
              if token_hash in payloads}

@@ -7,6 +7,7 @@ No pickle: a message can hold numbers and text, and nothing that runs.
 """
 
 import json
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -21,6 +22,12 @@ def send(pipe: Connection, header: dict, **arrays: np.ndarray) -> None:
     head = json.dumps([header, shapes]).encode()
     body = b"".join(np.ascontiguousarray(each).tobytes() for each in arrays.values())
     pipe.send_bytes(len(head).to_bytes(_LENGTH_BYTES, "little") + head + body)
+
+
+def flat(values: str, lengths: str, lists: Sequence) -> Arrays:
+    """Lists of token ids as two arrays with these names: all ids, and how many each list has."""
+    return {values: np.concatenate([np.asarray(each, np.int32) for each in lists]),
+            lengths: np.array([len(each) for each in lists], np.int64)}
 
 
 def receive(pipe: Connection) -> tuple[dict, Arrays]:

@@ -19,8 +19,9 @@ import numpy as np
 
 from pipeline.config.engines import VllmEngine
 from pipeline.config.model import Model
-from pipeline.rollout.proof import EngineFailed
+from pipeline.config.teachers import VllmTeacher
 from pipeline.vllm.messages import Arrays, receive, send
+from storage.errors import OpdError
 from storage.text import printable
 
 CPU_BLOCK = 32
@@ -29,6 +30,10 @@ WAIT_S = 5
 """For a process whose pipe was closed; then it is killed."""
 NOT_INHERITED = {"VLLM_CPU_KVCACHE_SPACE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """The first would overrule the config; vLLM's sleep does not work with the expandable segments of the others."""
+
+
+class EngineFailed(OpdError, RuntimeError):
+    """An engine's process is gone, gave up a call, or does not have the weights it should; a retry starts another."""
 
 
 class EngineProcess:
@@ -96,14 +101,15 @@ class EngineProcess:
                             f"last said: {said or 'nothing'}")
 
 
-def engine_options(settings: VllmEngine, model: Model, folder: Path, eager: bool) -> dict:
-    """What `open` is told: vLLM's arguments, those for a CPU and those for a GPU apart."""
-    options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code, "seed": 0, "enforce_eager": eager,
-               "max_num_seqs": settings.max_num_seqs, "max_model_len": settings.max_model_len or -1,
-               "tensor_parallel_size": settings.tensor_parallel,
-               "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp"}
+def engine_options(settings: VllmEngine | VllmTeacher, model: Model, folder: Path, eager: bool, *,
+                   gpu: dict | None = None, **options) -> dict:
+    """What `open` is told: vLLM's arguments, those for a CPU and those for a GPU apart; more of them as keywords."""
+    options |= {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code, "seed": 0, "enforce_eager": eager,
+                "max_num_seqs": settings.max_num_seqs, "max_model_len": settings.max_model_len or -1,
+                "tensor_parallel_size": settings.tensor_parallel,
+                "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp"}
     cpu = {"kv_cache_memory_bytes": int(settings.cpu_kv_cache_gb * 2 ** 30), "block_size": CPU_BLOCK}
-    gpu = {"gpu_memory_utilization": settings.gpu_memory_utilization, "enable_sleep_mode": True}
+    gpu = {"gpu_memory_utilization": settings.gpu_memory_utilization, **(gpu or {})}
     return {"folder": str(folder), "options": options, "cpu": cpu, "gpu": gpu}
 
 

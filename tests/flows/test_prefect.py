@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.limits import device_limit
+from flows.limits import device_limits
 from pipeline.config import load_config
 from tests.flows.prefect_server import prefect_server
 from tests.flows.processes import kill_all, stage_child, wait_for
@@ -23,12 +23,12 @@ echo GPU-5d2e9f7a-0000-4000-8000-000000000002
 
 def test_a_round_waits_for_the_device_and_a_shard_whose_child_is_killed_is_retried(prefect, tmp_path):
     config = make_tiny(tmp_path, run="'retried'", rounds=1, **{"rollout.max_new_tokens": 600})
-    lease = {"names": [device_limit()], "slots": 1, "mode": "concurrency", "lease_duration": 300}
+    lease = {"names": [device_limits()[0]], "slots": 1, "mode": "concurrency", "lease_duration": 300}
     held = prefect.call("/v2/concurrency_limits/increment-with-lease", lease)["lease_id"]
     run = prefect.begin("run", config)
     receipts = tmp_path / "store/run=retried/round=0/receipts"
     (round,) = wait_for(lambda: prefect.flow_runs("retried round 0"), every=0.2)
-    wait_for(lambda: f"waiting for {device_limit()}" in prefect.logs(round["id"]), every=0.2)
+    wait_for(lambda: f"waiting for {device_limits()[0]}" in prefect.logs(round["id"]), every=0.2)
     assert not receipts.exists()
     prefect.call("/v2/concurrency_limits/decrement-with-lease", {"lease_id": held})
     wait_for((receipts / "rollout-0.json").exists)

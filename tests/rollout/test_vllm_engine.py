@@ -6,8 +6,9 @@ import torch
 
 from pipeline.models import load_model
 from pipeline.rollout.engine import Sampling
-from pipeline.rollout.proof import EngineFailed, own_log_probs, prove
+from pipeline.rollout.proof import own_log_probs, prove
 from pipeline.rollout.transformers_engine import TransformersEngine
+from pipeline.vllm.start import EngineFailed
 from storage.errors import UserError
 
 pytestmark = pytest.mark.timeout(240)

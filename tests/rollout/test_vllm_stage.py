@@ -10,8 +10,8 @@ from pipeline.config import load_config
 from pipeline.context import open_context
 from pipeline.models import load_model
 from pipeline.rollout import engine as engines
-from pipeline.rollout.proof import EngineFailed
 from pipeline.start import start_run
+from pipeline.vllm.start import EngineFailed
 from storage.layout import STAGES
 from storage.rounds import local_checkpoint, starting_checkpoint
 from tests.rollout.conftest import ENGINE_SETTINGS, save_student

@@ -7,11 +7,11 @@ import pytest
 
 from pipeline import stages
 from pipeline.models import load_model
-from pipeline.rollout.proof import EngineFailed
 from pipeline.score.by_vllm import offline as vllm_teacher
 from pipeline.score.by_vllm.offline import open_teacher
 from pipeline.score.by_vllm.unknown import known
 from pipeline.score.scorer import score_rollouts
+from pipeline.vllm.start import EngineFailed
 from storage.errors import UserError
 from tests.served.conftest import begin
 

@@ -27,15 +27,7 @@ TRAIN_HERE = "import sys; from pipeline.context import open_context; from pipeli
              "prepare_process(context.config.threads); run(context)"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the stage's process would set it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

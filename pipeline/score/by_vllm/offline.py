@@ -14,11 +14,10 @@ from pipeline.config.teachers import VllmTeacher
 from pipeline.context import RoundContext
 from pipeline.models import resolve
 from pipeline.provenance import teacher_model
-from pipeline.rollout.proof import EngineFailed
 from pipeline.score.by_vllm.columns import Listed, entries_asked
 from pipeline.vllm.checks import checked_version, visible_devices
-from pipeline.vllm.messages import Arrays
-from pipeline.vllm.start import CPU_BLOCK, EngineProcess
+from pipeline.vllm.messages import Arrays, flat
+from pipeline.vllm.start import EngineFailed, EngineProcess, engine_options
 from storage.errors import UserError
 
 ASKED_TOGETHER = 128
@@ -32,14 +31,17 @@ class LocalTeacher:
     name = "the teacher in vLLM"
 
     def __init__(self, settings: VllmTeacher, model: Model, max_logprobs: int):
-        checked_version("score.engine", "scorer")
+        import torch
+
         devices = visible_devices()
         if settings.tensor_parallel > max(len(devices), 1):
             raise UserError(f"score.engine.tensor_parallel = {settings.tensor_parallel}, here is "
                             f"{len(devices) or 'no'} GPU: lower it, or run where the GPUs are")
-        self.process = _start(settings, devices)
+        eager = not devices if settings.enforce_eager is None else settings.enforce_eager
+        self.process = EngineProcess(torch.get_num_threads(), devices[:settings.tensor_parallel], eager, MODULE)
+        options = engine_options(settings, model, Path(resolve(model)).absolute(), eager, max_logprobs=max_logprobs)
         try:
-            self.ready, _ = self._call("open", _options(settings, model, max_logprobs, not devices), lambda done: None)
+            self.ready, _ = self._call("open", options, lambda done: None)
         except EngineFailed as error:
             self.close()
             raise UserError(f"score.engine.type = 'vllm' cannot hold the teacher {model.path} ({error}); raise "
@@ -53,7 +55,7 @@ class LocalTeacher:
             raise UserError(f"a prompt and its rollout have {longest} tokens, score.engine takes "
                             f"{self.ready['max_model_len'] - 1}: raise score.engine.max_model_len, or lower "
                             "rollout.max_new_tokens")
-        _, said = self._call("read", {"entries": entries}, on_done, **_flat(sequences),
+        _, said = self._call("read", {"entries": entries}, on_done, **flat("tokens", "lengths", sequences),
                              starts=np.array(starts, np.int64))
         counts = [len(sequence) - start for sequence, start in zip(sequences, starts)]
         return _split_up(said, counts, entries, np.concatenate([s[i:] for s, i in zip(sequences, starts)]))
@@ -61,8 +63,8 @@ class LocalTeacher:
     def log_probs_after(self, prefixes: list[list[int]], ids: list[int], entries: int) -> np.ndarray:
         """See Asking."""
         parts = [np.array(ids[start:start + ASKED_TOGETHER], np.int32) for start in range(0, len(ids), ASKED_TOGETHER)]
-        said = [self._call("after", {}, lambda done: None, **_flat(prefixes), ids=part)[1]["log_probs"]
-                for part in parts]
+        asked = flat("tokens", "lengths", prefixes)
+        said = [self._call("after", {}, lambda done: None, **asked, ids=part)[1]["log_probs"] for part in parts]
         return np.concatenate([each.reshape(len(prefixes), -1) for each in said], axis=1).astype(np.float64)
 
     def close(self) -> None:
@@ -119,29 +121,6 @@ def close() -> None:
     """End the process that this one has kept."""
     while _last:
         _last.pop().close()
-
-
-def _start(settings: VllmTeacher, devices: list[str]) -> EngineProcess:
-    import torch
-
-    eager = not devices if settings.enforce_eager is None else settings.enforce_eager
-    return EngineProcess(torch.get_num_threads(), devices[:settings.tensor_parallel], eager, MODULE)
-
-
-def _options(settings: VllmTeacher, model: Model, max_logprobs: int, eager: bool) -> dict:
-    options = {"dtype": model.dtype, "trust_remote_code": model.trust_remote_code, "seed": 0,
-               "enforce_eager": eager if settings.enforce_eager is None else settings.enforce_eager,
-               "max_num_seqs": settings.max_num_seqs, "max_model_len": settings.max_model_len or -1,
-               "max_logprobs": max_logprobs, "tensor_parallel_size": settings.tensor_parallel,
-               "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp"}
-    return {"folder": str(Path(resolve(model)).absolute()), "options": options,
-            "cpu": {"kv_cache_memory_bytes": int(settings.cpu_kv_cache_gb * 2 ** 30), "block_size": CPU_BLOCK},
-            "gpu": {"gpu_memory_utilization": settings.gpu_memory_utilization}}
-
-
-def _flat(sequences: list[list[int]]) -> Arrays:
-    return {"tokens": np.concatenate([np.array(each, np.int32) for each in sequences]),
-            "lengths": np.array([len(each) for each in sequences], np.int64)}
 
 
 def _split_up(said: Arrays, counts: list[int], entries: int, token_N: np.ndarray) -> list[Listed]:

@@ -13,7 +13,7 @@ from pipeline.score.by_vllm.unknown import as_null
 from pipeline.score.payload import Payload
 from pipeline.score.reuse import files_of, find_payloads
 from pipeline.score.rows import TokenRows
-from pipeline.score.scorer import score_reusing
+from pipeline.score.scorer import fitting, score_reusing
 from storage.errors import UserError
 
 
@@ -49,12 +49,8 @@ def _reusable(context: RoundContext, rows: TokenRows, key: str) -> dict[str, Pay
     """Payloads of earlier rounds that fit the rollouts' rows, by token hash."""
     weights = context.document["teacher"]["fingerprint"]
     found = find_payloads(context.store, key, weights, context.config.score, rows.rollouts)
-    fits = {}
-    for member, token_hash in enumerate(rows.rollouts["token_hash"].to_pylist()):
-        part = rows.rows_of(member)
-        if token_hash in found and found[token_hash].fits(rows.position_N[part], rows.token_N[part]):
-            fits[token_hash] = found[token_hash]
-    return fits
+    hashes = rows.rollouts["token_hash"].to_pylist()
+    return {hashes[member]: payload for member, payload in fitting(rows, found).items()}
 
 
 def _ask(context: RoundContext, rows: TokenRows, known: dict[str, Payload]) -> tuple[dict[str, Payload], dict]:

@@ -98,10 +98,6 @@ class SupportIndex:
     def to(self, device, non_blocking: bool = False) -> "SupportIndex":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin(self) -> "SupportIndex":
-        """In memory that a GPU copies from while the host goes on."""
-        return self._map(Tensor.pin_memory)
-
     def _map(self, change: Callable[[Tensor], Tensor]) -> "SupportIndex":
         frequent = self.frequent and replace(self.frequent, **_tensors(self.frequent, change))
         return replace(self, **_tensors(self, change), frequent=frequent,
