@@ -77,13 +77,11 @@ def main() -> int:
 
 def targets(result: dict) -> list[Target]:
     short, long = result["response_tokens_per_s"]["short"], result["response_tokens_per_s"]["long"]
-    fastest = [max(rates.get("vllm_dict", 0), rates.get("vllm_flat", 0)) for rates in (short, long)]
     memory = result["peak_memory_mb"]
     return [
-        Target("times vLLM's prompt_logprobs (its faster form), 4 x (128 + 128)",
-               short["ours_teacher"] / fastest[0] if fastest[0] else None, 4.0),
-        Target("times vLLM's prompt_logprobs (its faster form), 8 x (512 + 128)",
-               long["ours_teacher"] / fastest[1] if fastest[1] else None, 4.0),
+        *(Target(f"times vLLM's prompt_logprobs, {form}, {shape}",
+                 rates["ours_teacher"] / rates[f"vllm_{form}"] if f"vllm_{form}" in rates else None, 4.0)
+          for shape, rates in (("4 x (128 + 128)", short), ("8 x (512 + 128)", long)) for form in ("dict", "flat")),
         Target("times the full-logits loop, 4 x (128 + 128)", short["ours_teacher"] / short["loop"], 2.0),
         Target("times the full-logits loop, 8 x (512 + 128)", long["ours_teacher"] / long["loop"], 2.0),
         Target("all but trunk and head, share of them, teacher's columns", result["parts"]["teacher"]["rest_share"],

@@ -31,7 +31,7 @@ from pipeline.score.packed import PackedTrunk
 from pipeline.score.packed_attention import Packing
 from pipeline.score.payload import TEACHER_COLUMNS, Payload
 from pipeline.score.rows import Batch, TokenRows
-from pipeline.score.statistics import COLUMNS, LOWEST, Rows, rank, softmax_rows_, top_k
+from pipeline.score.statistics import COLUMNS, LOWEST, rank, softmax_rows_, top_k
 from storage import schemas
 from storage.codec import snap
 from storage.errors import UserError
@@ -132,6 +132,8 @@ class Scorer:
         self.student, self.teacher = (
             None if model is None else Side(model, vocabulary, settings.batch_tokens, self.chunk_rows)
             for model in (student, teacher))
+        if student is teacher:  # one model on both sides: each uses its block up
+            self.teacher.block_RW = torch.empty_like(self.teacher.block_RW)
         self.sides = [side for side in (self.student, self.teacher) if side]
         self.device = self.sides[0].block_RW.device
         self.scratch_RW = torch.empty_like(self.sides[0].block_RW)
@@ -174,32 +176,35 @@ class Scorer:
         token_R1, scratch_RW = token_N1[part], self.scratch_RW[:part.stop - part.start]
         if self.teacher is None:
             return self._student_columns(part, token_R1, teacher_ids_NK[part], scratch_RW)
-        logits_RW = self.teacher.logits(part)
-        teacher_rank_R = rank(logits_RW, token_R1, scratch_RW)
-        teacher, ids_RK = self._distribution(logits_RW, self.settings.teacher_top_k, scratch_RW)
-        columns = {"teacher_log_prob": teacher.log_probs_at(token_R1)[:, 0], "teacher_rank": teacher_rank_R,
-                   "teacher_entropy": teacher.entropy(), "teacher_topk_ids": ids_RK.int(),
-                   "teacher_topk_log_probs": teacher.log_probs_at(ids_RK),
-                   "teacher_log_tail": teacher.log_mass_outside(ids_RK)}
-        if self.student is None:
-            return columns
-        columns |= self._student_columns(part, token_R1, ids_RK, scratch_RW)
-        at_student_Rk = teacher.log_probs_at(columns["student_topk_ids"].long())
-        return columns | {"teacher_log_probs_at_student_topk": at_student_Rk}
+        teacher_RW, ids_RK = self._top(self.teacher, part, self.settings.teacher_top_k)
+        columns = {"teacher_rank": rank(teacher_RW, token_R1, ids_RK, scratch_RW), "teacher_topk_ids": ids_RK.int()}
+        asked = {"teacher_log_prob": token_R1, "teacher_topk_log_probs": ids_RK}
+        if self.student is not None:
+            columns |= self._student_columns(part, token_R1, ids_RK, scratch_RW)
+            asked["teacher_log_probs_at_student_topk"] = columns["student_topk_ids"].long()
+        return columns | self._distribution("teacher", teacher_RW, asked, ids_RK[:, :1], ids_RK, scratch_RW)
 
     def _student_columns(self, part: slice, token_R1: Tensor, teacher_ids_RK: Tensor,
                          scratch_RW: Tensor) -> dict[str, Tensor]:
-        student, ids_Rk = self._distribution(self.student.logits(part), self.settings.student_top_k, scratch_RW)
-        columns = {"student_log_prob": student.log_probs_at(token_R1)[:, 0], "student_entropy": student.entropy(),
-                   "student_topk_ids": ids_Rk.int(), "student_topk_log_probs": student.log_probs_at(ids_Rk),
-                   "student_log_tail": student.log_mass_outside(teacher_ids_RK)}
+        student_RW, ids_Rk = self._top(self.student, part, self.settings.student_top_k)
+        asked = {"student_log_prob": token_R1, "student_topk_log_probs": ids_Rk}
         if self.settings.student_log_probs_at_teacher_topk:
-            columns["student_log_probs_at_teacher_topk"] = student.log_probs_at(teacher_ids_RK)
-        return columns
+            asked["student_log_probs_at_teacher_topk"] = teacher_ids_RK
+        found = self._distribution("student", student_RW, asked, ids_Rk[:, :1], teacher_ids_RK, scratch_RW)
+        return {"student_topk_ids": ids_Rk.int()} | found
 
-    def _distribution(self, logits_RW: Tensor, k: int, scratch_RW: Tensor) -> tuple[Rows, Tensor]:
-        ids_RK = top_k(logits_RW, k)
-        return softmax_rows_(logits_RW, ids_RK[:, :1], self.vocabulary, scratch_RW), ids_RK
+    def _top(self, side: Side, part: slice, k: int) -> tuple[Tensor, Tensor]:
+        logits_RW = side.logits(part)
+        return logits_RW, top_k(logits_RW, k)
+
+    def _distribution(self, side: str, logits_RW: Tensor, asked: dict[str, Tensor], largest_R1: Tensor,
+                      listed_RK: Tensor, scratch_RW: Tensor) -> dict[str, Tensor]:
+        """Columns of one side: log-probs at the ids asked for, entropy, and the tail behind the listed ids."""
+        rows = softmax_rows_(logits_RW, torch.cat(list(asked.values()), 1), largest_R1, listed_RK, self.vocabulary,
+                             scratch_RW)
+        found = dict(zip(asked, rows.log_probs_RJ.split([ids.shape[1] for ids in asked.values()], dim=1)))
+        found[f"{side}_log_prob"] = found[f"{side}_log_prob"][:, 0]
+        return found | {f"{side}_entropy": rows.entropy_R, f"{side}_log_tail": rows.log_tail_R}
 
 
 class Side:
@@ -219,6 +224,7 @@ class Side:
     def logits(self, part: slice) -> Tensor:
         """Float32 logits of some rows of the chunk, valid until the next call."""
         block_RW = self.block_RW[:part.stop - part.start]
+        block_RW[:, self.vocabulary:] = LOWEST
         self.head.finish_(block_RW[:, :self.vocabulary].copy_(self.chunk_NV[part]))
         return block_RW
 
@@ -232,7 +238,7 @@ def _buffers(model: nn.Module, weight_VD: Tensor, vocabulary: int, chunk_rows: i
     if kept is None or kept[0].shape[1] != vocabulary or len(kept[0]) < chunk_rows:
         width = -(-vocabulary // COLUMNS) * COLUMNS
         kept = (weight_VD.new_empty((chunk_rows, vocabulary), requires_grad=False),
-                torch.full((BLOCK_ROWS[weight_VD.device.type], width), LOWEST, device=weight_VD.device))
+                torch.empty((BLOCK_ROWS[weight_VD.device.type], width), device=weight_VD.device))
         _BUFFERS[model] = kept
     return kept
 

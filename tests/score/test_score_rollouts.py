@@ -56,6 +56,16 @@ def test_any_width_from_one_to_the_whole_vocabulary_is_exact(K, k):
     assert (K == 200) == all(row["teacher_log_tail"] == -torch.inf for row in table.to_pylist())
 
 
+def test_one_model_on_both_sides_says_the_same_twice():
+    model, table = tiny("qwen2-tied", vocabulary=200, seed=1), as_table(make_rollouts(LENGTHS, 200))
+    found = score_rollouts(table, model, model, 200, settings(teacher_top_k=5, head_rows=64))
+    other = score_rollouts(table, model, tiny("qwen2-tied", vocabulary=200, seed=1), 200,
+                           settings(teacher_top_k=5, head_rows=64))
+    for name in ("log_prob", "entropy", "log_tail", "topk_ids", "topk_log_probs"):
+        assert found[f"teacher_{name}"].to_pylist() == found[f"student_{name}"].to_pylist(), name
+    assert found.equals(other)
+
+
 def test_padded_rows_of_either_head_are_cut_off():
     student, teacher = tiny("qwen2-tied", vocabulary=320, seed=1), tiny("qwen2-tied", vocabulary=384, seed=2)
     rollouts = make_rollouts(LENGTHS, 261)
