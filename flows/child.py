@@ -7,6 +7,9 @@ models are loaded once per stage. What it may do is listed in flows/jobs.py.
     with Child() as child:
         receipt = child.call("shard", on_progress, store=url, run="a", number=3, stage="score", shard=7)
 
+A job may leave something to be finished, as a score shard its file: the child takes another thread's call meanwhile.
+It finishes in order, one thing at a time, and a third call waits until the first is finished.
+
 Messages are JSON. The child leaves when this process does, however that ends: it watches the pipe between them. It
 leads a process group, and what it started (an engine, ranks of a trainer) ends with it.
 """
@@ -19,13 +22,17 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 from storage.errors import ConfigError, IntegrityError, OpdError, UserError
 
 FAMILIES = {"config": ConfigError, "user": UserError, "integrity": IntegrityError, "product": OpdError}
 """How an exception of the child is raised again here: the first class that fits."""
+
+ENDING_S = 5
+"""A process closes its pipe a little before it has ended."""
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -34,15 +41,25 @@ class ChildFailed(OpdError, RuntimeError):
     """The child died, or failed with something that is no error of ours; a retry may help."""
 
 
+class ChildEnded(ChildFailed):
+    """Somebody here killed the child: its work is to stop, and no retry starts another one."""
+
+
 class Child:
-    """One child process, started at the first call, and again if it died."""
+    """One child process, started at the first call, and again if it died; never again once it was killed from here."""
 
     def __init__(self, environment: Mapping[str, str] | None = None):
         """`environment` is added to the child's own, which is the fork server's, before it touches a device."""
         self._environment = dict(environment or {})
         self._process = None
         self._pipe: Connection | None = None
-        self._lock = threading.Lock()
+        self._behind: Connection | None = None
+        """Where the child tells what it has finished beside another call."""
+        self._calling, self._finishing = threading.Lock(), threading.Lock()
+        """A call takes the second before it lets go of the first: calls end in the order in which they began."""
+        self._asking = threading.Lock()
+        """Of two threads that ask at once how a process ended, one would be told something else."""
+        self._killed = False
 
     def __enter__(self) -> "Child":
         return self
@@ -50,18 +67,26 @@ class Child:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def call(self, job: str, on_progress: OnProgress, **arguments) -> dict:
-        """Do the job in the child and return its dict. Raises what the job raised, ChildFailed if the child died."""
-        with self._lock:
-            self._ensure_started()
-            try:
+    def call(self, job: str, on_progress: OnProgress, on_free: Callable[[], None] = lambda: None, **arguments) -> dict:
+        """Do the job in the child and return its dict. Raises what the job raised, ChildFailed if the child died,
+        ChildEnded if it was killed from here, now or earlier.
+
+        `on_free` is called once the child can take another call, if the job leaves something to be finished.
+        """
+        with self._calling:
+            process, behind = self._ensure_started(), self._behind
+            with self._watched(process, job, arguments):
                 _send(self._pipe, job, arguments)
                 kind, content = self._await(on_progress)
-            except (EOFError, OSError):  # killed, or out of memory
-                raise self._death(job, arguments) from None
-            except BaseException:  # Ctrl-C, or a progress callback that failed: its answer must not reach the next call
-                self.close()
-                raise
+                if kind == "begun":
+                    self._finishing.acquire()
+        if kind == "begun":
+            try:
+                with self._watched(process, job, arguments):
+                    on_free()
+                    kind, content = _receive(behind)
+            finally:
+                self._finishing.release()
         if kind == "done":
             return content
         family, message, trace = content
@@ -72,38 +97,60 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether there is a process that remembers earlier calls."""
-        return self._process is not None and self._process.is_alive()
+        process = self._process
+        return process is not None and self._is_alive(process)
 
     def kill(self) -> None:
-        """SIGKILL the child and what it started; a call that another thread awaits fails. It may be started again."""
+        """SIGKILL the child and what it started, for good: a call that another thread awaits fails, and so do later
+        ones."""
+        self._killed = True  # before `_process` is read; a start reads them in the other order, so that one sees it
         process = self._process
-        if process is not None and process.is_alive():
+        if process is not None and self._is_alive(process):
             _kill(os.kill, process.pid)  # it leads no group yet if it was forked just now
             _kill(os.killpg, process.pid)
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait for it."""
-        if self._process is None:
-            return
-        self._pipe.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        _kill(os.killpg, self._process.pid)
-        self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            self._end(process)
 
-    def _ensure_started(self) -> None:
-        if self.alive:
-            return
+    def _end(self, process) -> None:
+        if self._is_alive(process):
+            _kill(os.kill, process.pid)
+        self._bury(process)
+
+    def _bury(self, process) -> None:
+        """Wait for a process that is ending, and end what it has started: soon, for its number may become another's."""
+        with self._asking:
+            process.join()
+        _kill(os.killpg, process.pid)
+        if self._process is process:
+            self._process = None
+
+    def _is_alive(self, process) -> bool:
+        with self._asking:
+            return process.is_alive()
+
+    def _ensure_started(self):
+        """The process, started if there is none that lives."""
+        if self._killed:
+            raise ChildEnded("its process was ended, and no other one is started")
+        process = self._process
+        if process is not None and self._is_alive(process):
+            return process
         self.close()
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["flows.preload"])
-        self._pipe, theirs = server.Pipe()
-        process = server.Process(target=_serve, args=(theirs, self._environment))
+        (self._pipe, theirs), (self._behind, their_behind) = server.Pipe(), server.Pipe()
+        process = server.Process(target=_serve, args=(theirs, their_behind, self._environment))
         process.start()
         self._process = process  # not before: one that Ctrl-C kept from starting cannot be joined
         theirs.close()
+        their_behind.close()
+        if self._killed:
+            self.kill()
+        return process
 
     def _await(self, on_progress: OnProgress) -> tuple[str, object]:
         while True:
@@ -112,31 +159,59 @@ class Child:
                 return kind, content
             on_progress(*content)
 
-    def _death(self, job: str, arguments: dict) -> ChildFailed:
-        self._process.join()
-        code = self._process.exitcode
-        self.close()
+    @contextlib.contextmanager
+    def _watched(self, process, job: str, arguments: dict) -> Iterator[None]:
+        """A call's dealings with a process: end it if they are broken off, and tell of its death."""
+        try:
+            yield
+        except (EOFError, OSError):  # killed, or out of memory; or a callback's own, such as a terminal that is gone
+            with self._asking:
+                process.join(ENDING_S)
+            if self._is_alive(process):
+                self._end(process)
+                raise
+            raise self._death(process, job, arguments) from None
+        except BaseException:  # Ctrl-C, or a callback that failed: the answer must not reach the next call
+            self._end(process)
+            raise
+
+    def _death(self, process, job: str, arguments: dict) -> ChildFailed:
+        self._bury(process)
         what = " ".join(str(arguments[key]) for key in ("stage", "shard") if key in arguments) or job
-        return ChildFailed(f"{what}: its process died (exit code {code}); what is finished is kept, run the same "
-                           "command again")
+        if self._killed:
+            return ChildEnded(f"{what}: its process was ended; run the same command again")
+        return ChildFailed(f"{what}: its process died (exit code {process.exitcode}); what is finished is kept, run "
+                           "the same command again")
 
 
-def _serve(pipe: Connection, environment: dict[str, str]) -> None:
+def _serve(pipe: Connection, behind: Connection, environment: dict[str, str]) -> None:
     """The child: answer calls until the other end closes."""
     from flows import jobs
 
     os.environ.update(environment)
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    finishing = ThreadPoolExecutor(1)
 
     def progress(what: str, done: int, total: int) -> None:
         _send(pipe, "progress", (what, done, total))
 
     for job, arguments in _calls(pipe):
-        try:
-            _send(pipe, "done", jobs.JOBS[job](progress, **arguments))
-        except Exception as error:  # everything is told to the parent, which decides
-            _send(pipe, "error", (_family(error), _line(error), traceback.format_exc()))
+        finish = _tell(pipe, lambda: jobs.JOBS[job](progress, **arguments))
+        if finish:
+            finishing.submit(_tell, behind, finish)
+            _send(pipe, "begun", None)
+
+
+def _tell(pipe: Connection, work: Callable[[], object]) -> Callable[[], object] | None:
+    """Tell the parent what some work returned, or how it failed; what it leaves to be finished is returned."""
+    try:
+        result = work()
+        if callable(result):
+            return result
+        _send(pipe, "done", result)
+    except Exception as error:  # everything is told to the parent, which decides
+        _send(pipe, "error", (_family(error), _line(error), traceback.format_exc()))
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:

@@ -15,9 +15,9 @@ from prefect.states import Completed
 from flows import limits
 from flows.artifacts import attempt
 from flows.child import Child
-from flows.labels import PLAIN, labelled, refused, run_tags
+from flows.labels import PLAIN, label, refused, run_tags
 from flows.order import next_round
-from flows.round import distill_round
+from flows.round import nested_round
 from flows.team import gathered
 from pipeline.config import RunConfig
 from pipeline.context import silent
@@ -33,12 +33,12 @@ def distill(config: RunConfig) -> dict:
     """
     plain = config.model_dump(mode="json")
     try:
-        with (labelled(run_tags(config.run), config=plain), limits.playing(config.store, config.run, wait=True),
-              gathered(config.workers)):
+        label(run_tags(config.run), config=plain)
+        with limits.playing(config.store, config.run, wait=True), gathered(config.workers):
             start(plain)
             played = []
             while (number := next_round(config.store, config.run, config.rounds)) is not None:
-                played.append(distill_round(config.store, config.run, number, config.workers))
+                played.append(nested_round(config, number))
                 played[-1] |= show_in_trackers(config, number)
     except (UserError, IntegrityError) as error:
         return refused(error)
@@ -64,7 +64,7 @@ def show_in_trackers(config: RunConfig, number: int) -> dict:
     return {"trackers": shown} if shown else {}
 
 
-@task(name="track", task_run_name="track {where[number]}", tags=["stage:track"], cache_policy=NO_CACHE, **PLAIN)
+@task(name="track", task_run_name="track {where[number]}", cache_policy=NO_CACHE, **PLAIN)
 def track_round(where: dict, trackers: list[dict]) -> dict | None:
     """Feed the trackers; what one does not get now, the next round or `opd track` brings."""
     with Child() as child:

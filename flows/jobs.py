@@ -1,5 +1,9 @@
-"""What a child process may be asked to do. Arguments and results are small and plain; token data stays in the store."""
+"""What a child process may be asked to do. Arguments and results are small and plain; token data stays in the store.
 
+A job returns its result, or what finishes it: the child may run that in a thread beside the next job.
+"""
+
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,13 +45,18 @@ def plan(progress: Progress, store: str, run: str, number: int) -> dict:
     return {"shards": len(context.round.plan().shards)}
 
 
-def shard(progress: Progress, store: str, run: str, number: int, stage: str, shard: int) -> dict:
-    """Compute one shard of one stage; returns its receipt in short."""
+def shard(progress: Progress, store: str, run: str, number: int, stage: str, shard: int) -> Callable[[], dict]:
+    """Begin one shard of one stage; what finishes it returns its receipt in short."""
     from pipeline import stages
 
-    receipt = stages.run_shard(_context(store, run, number, progress), stage, shard)
-    return {"stage": stage, "shard": shard, "rows": receipt.file.rows, "bytes": receipt.file.size,
-            "sha256": receipt.file.sha256, "facts": receipt.facts}
+    finish = stages.begin_shard(_context(store, run, number, progress), stage, shard)
+
+    def told() -> dict:
+        receipt = finish()
+        return {"stage": stage, "shard": shard, "rows": receipt.file.rows, "bytes": receipt.file.size,
+                "sha256": receipt.file.sha256, "facts": receipt.facts}
+
+    return told
 
 
 def rest(progress: Progress) -> dict:

@@ -20,13 +20,14 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
+from flows.api import client, server_url
 from storage.errors import OpdError, UserError
 
 LEASE_S = 60.0
@@ -68,15 +69,16 @@ def run_limit(store: str, run: str) -> str:
 
 
 @contextmanager
-def devices(gpus: Iterable[str]) -> Iterator[None]:
-    """Hold these GPUs, or this machine's CPU, waiting for them. Raises UserError if a limit does not exist.
+def devices(gpus: Iterable[str], wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Hold these GPUs, or this machine's CPU, waiting for them while they are `wanted`: then raises Busy. Raises
+    UserError if a limit does not exist.
 
     They are taken one after the other in the order of their names, so that two who want the same ones do not wait for
     each other.
     """
     with ExitStack() as held:
         for name in sorted(set(limits_of(gpus))):
-            held.enter_context(_held(name, wait=True))
+            held.enter_context(_held(name, wanted))
         yield
 
 
@@ -90,7 +92,7 @@ def playing(store: str, run: str, *, wait: bool) -> Iterator[None]:
         return
     if server_url():
         _make(name)
-    with _held(name, wait=wait):
+    with _held(name, lambda: wait):
         token = _played.set(name)
         try:
             yield
@@ -98,31 +100,23 @@ def playing(store: str, run: str, *, wait: bool) -> Iterator[None]:
             _played.reset(token)
 
 
-def server_url() -> str | None:
-    """The API that flow runs talk to, from the environment or a Prefect profile.
-
-    Without one Prefect starts a server for each process, where limits are not asked for: they would guard nothing, and
-    a killed process would leave them taken for ever.
-    """
-    from prefect.settings import PREFECT_API_URL
-
-    return os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
-
-
 @contextmanager
-def _held(name: str, wait: bool) -> Iterator[None]:
-    """Hold the one slot of `name` for as long as the block runs."""
+def _held(name: str, wanted: Callable[[], bool]) -> Iterator[None]:
+    """Hold the one slot of `name` for as long as the block runs; raises Busy if it is no longer wanted before it is
+    there."""
     if not server_url():
         yield
         return
     lease = Lease(name)
     if not lease.take():
-        if not wait:
+        if not wanted():
             raise Busy(name)
         _logger().info("waiting for %s, which another flow run holds; one that was killed loses it within %.0f s. If "
                        "nothing runs there: opd doctor --fix", name, LEASE_S + 15)
         while not lease.take():
             time.sleep(POLL_S)
+            if not wanted():
+                raise Busy(name)
     over = threading.Event()
     threading.Thread(target=copy_context().run, args=(_keep, lease, over), daemon=True).start()
     try:
@@ -218,13 +212,6 @@ class Lease:
             self.take()
         if self._id is None:
             _logger().warning("the server has forgotten that this flow run holds %s: another may take it", self.name)
-
-
-def client():
-    """A client of the server."""
-    from prefect.client.orchestration import get_client
-
-    return get_client(sync_client=True)
 
 
 def _make(name: str) -> None:

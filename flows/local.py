@@ -51,8 +51,7 @@ def distill_round(store: str, run: str, number: int, progress_for: ProgressFor, 
     where = {"store": store, "run": run, "number": number}
 
     def plan() -> None:
-        with Child() as child:
-            child.call("plan", progress_for(f"round {number} plan"), **where)
+        team.child("prompts", config).call("plan", progress_for(f"round {number} plan"), **where)
 
     def play(pending: dict[str, list[int]]) -> None:
         play_shards(where, Work(round, pending), team, config, progress_for)

@@ -7,18 +7,19 @@ simply run again, and one of a committed round only publishes it again. The orde
 Where `workers.pool` names a work pool, its workers compute the shards that can be spread (flows/pool.py).
 """
 
-from prefect import flow, tags, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from flows import limits
 from flows.artifacts import StageProgress, attempt, publish
 from flows.child import Child
-from flows.labels import PLAIN, labelled, refused, run_tags
+from flows.labels import PLAIN, label, refused, run_tags
 from flows.order import play_round
 from flows.shard import play_shard
 from flows.team import SPREAD, Team, compute, gathered
 from flows.work import Work
+from pipeline.config import RunConfig
 from pipeline.config.section import Count
 from pipeline.config.workers import Workers
 from pipeline.context import silent
@@ -38,10 +39,20 @@ def distill_round(store: str, run: str, number: Count, workers: Workers = Worker
         workers: Who computes the shards: section [workers] of a config.
     """
     try:
-        with labelled(run_tags(run, number)), limits.playing(store, run, wait=True), gathered(workers) as team:
+        label(run_tags(run, number))
+        with limits.playing(store, run, wait=True), gathered(workers) as team:
             return _play(store, run, number, team)
     except (UserError, IntegrityError) as error:
         return refused(error)
+
+
+def nested_round(config: RunConfig, number: int) -> dict:
+    """Play a round within this flow run, whose heartbeat is enough for both: a flow run that has its own looks once a
+    second whether it is over, and ends half a second late."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return distill_round(config.store, config.run, number, config.workers)
 
 
 def _play(store: str, run: str, number: int, team: Team) -> State:
@@ -57,7 +68,10 @@ def _play(store: str, run: str, number: int, team: Team) -> State:
         else:
             _compute_here(where, Work(round, pending), team, config)
 
-    manifest = play_round(round, lambda: plan_round(where), play, team.streams(config))
+    def plan() -> None:
+        plan_round(team.child("prompts", config), where)
+
+    manifest = play_round(round, plan, play, team.streams(config))
     publish_round(where)
     return Completed(message=f"Committed as {manifest.id[:12]}",
                      data={"run": run, "round": number, "manifest": manifest.id})
@@ -68,9 +82,8 @@ def _compute_here(where: dict, work: Work, team: Team, config: dict) -> None:
     progress = StageProgress(where["run"], where["number"], ", ".join(work.stages), work.total)
 
     def play(child: Child, stage: str, shard: int) -> None:
-        with tags(f"stage:{stage}"):
-            told = progress.shard(work.handed_out)
-            play_shard.with_options(task_run_name=f"{stage} {shard}")(child, stage, shard, where, told)
+        told = progress.shard(work.handed_out)
+        play_shard.with_options(task_run_name=f"{stage} {shard}")(child, stage, shard, where, told)
 
     seats = team.seats(work.stages, config)
     with limits.devices([gpu for seat in seats for gpu in seat.gpus]):
@@ -78,14 +91,13 @@ def _compute_here(where: dict, work: Work, team: Team, config: dict) -> None:
     progress.finish()
 
 
-@task(name="plan", task_run_name="plan", tags=["stage:plan"], cache_policy=NO_CACHE, **PLAIN)
-def plan_round(where: dict) -> dict:
-    """Draw the round's prompts and write its plan."""
-    with Child() as child:
-        return child.call("plan", silent, **where)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, **PLAIN)
+def plan_round(child: Child, where: dict) -> dict:
+    """Draw the round's prompts and write its plan, in the child that writes the prompts: it has read them."""
+    return child.call("plan", silent, **where)
 
 
-@task(name="publish", task_run_name="publish", tags=["stage:publish"], cache_policy=NO_CACHE, **PLAIN)
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, **PLAIN)
 def publish_round(where: dict) -> None:
     """Make the artifacts of a committed round; what fails costs a warning, for the round is committed."""
     with Child() as child:

@@ -3,15 +3,16 @@
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.child import Child, OnProgress
+from flows.child import Child, ChildEnded, OnProgress
 from flows.labels import PLAIN
 from pipeline.context import silent
 from storage.errors import IntegrityError, UserError
 
 
 def worth_a_retry(task, task_run, state) -> bool:
-    """A user's error and damaged bytes stay what they are; a child that died may not."""
-    return not isinstance(state.result(raise_on_failure=False), UserError | IntegrityError)
+    """A user's error and damaged bytes stay what they are, and a child that was killed here was to end; one that died
+    may not."""
+    return not isinstance(state.result(raise_on_failure=False), UserError | IntegrityError | ChildEnded)
 
 
 @task(name="shard", retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=worth_a_retry, cache_policy=NO_CACHE,

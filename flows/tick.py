@@ -15,9 +15,9 @@ from prefect.states import Cancelled, Completed, State
 
 from flows import limits
 from flows.distill import show_in_trackers, start
-from flows.labels import PLAIN, labelled, refused, run_tags
+from flows.labels import PLAIN, label, refused, run_tags
 from flows.order import next_round
-from flows.round import distill_round
+from flows.round import nested_round
 from pipeline.config import RunConfig
 from storage.errors import IntegrityError, UserError
 
@@ -37,7 +37,8 @@ def tick(config: RunConfig) -> dict:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     plain = config.model_dump(mode="json")
     try:
-        with labelled(run_tags(config.run), config=plain), limits.playing(config.store, config.run, wait=False):
+        label(run_tags(config.run), config=plain)
+        with limits.playing(config.store, config.run, wait=False):
             start(plain)
             return _play_next(config)
     except limits.Busy:
@@ -52,7 +53,7 @@ def _play_next(config: RunConfig) -> State:
     if number is None:
         return Completed(message=f"All {config.rounds} rounds of {config.run} are committed: nothing to do",
                          data={"run": config.run, "played": []})
-    played = distill_round(config.store, config.run, number, config.workers)
+    played = nested_round(config, number)
     played |= show_in_trackers(config, number)
     return Completed(message=f"Round {number} of {config.run} is committed ({played['manifest'][:12]}): "
                              f"{config.rounds - number - 1} of {config.rounds} rounds are left",

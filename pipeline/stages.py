@@ -8,6 +8,9 @@ import importlib
 import os
 import platform
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from pipeline.context import RoundContext
 from storage.errors import MissingObject, UserError
@@ -19,7 +22,10 @@ NEEDS_SHARD = {"rollout": "prompts", "score": "rollout", "hidden": "rollout"}
 NEEDS_ALL = {"continuation": "rollout", "mask": "score", "train": "mask", "evaluate": "train"}
 """The key reads every shard of the value: the detector and SQL masks see a whole round. A round is evaluated last."""
 
-
+ROOM = {"rollout": "rollout.engine.batch_size", "continuation": "rollout.engine.batch_size",
+        "evaluate": "rollout.engine.batch_size", "score": "score.batch_tokens or score.head_rows",
+        "hidden": "score.batch_tokens"}
+"""What bounds a stage's memory on the device. Training says it itself (pipeline/train/trainer.py)."""
 UNASKED = {
     "hidden": "its config has no score.teacher_hidden_states; `opd rescore` adds them to a past round",
     "continuation": "its config has no [continuation], or asks for it in other rounds",
@@ -53,17 +59,54 @@ def plan(context: RoundContext) -> None:
 
 def run_shard(context: RoundContext, stage: str, shard: int) -> Receipt:
     """Compute `shard` of `stage`, unless it has a receipt. Raises UserError if its inputs are not there."""
-    done = context.round.receipt(stage, shard)
-    if done:
-        return done
+    return begin_shard(context, stage, shard)()
+
+
+def begin_shard(context: RoundContext, stage: str, shard: int) -> Callable[[], Receipt]:
+    """Do of a shard what nothing else may run beside; what is returned finishes it, in a thread of its own if need be,
+    while the next shard is begun. A stage without `begin` leaves nothing to finish.
+
+    A shard's `seconds` in timings/ are those of its own work, without what it waited to be finished; the last
+    `finishing_s` of them may have been another shard's as well.
+    """
+    if done := context.round.receipt(stage, shard):
+        return lambda: done
     _check_inputs(context.round, stage, shard)
     module = importlib.import_module(f"pipeline.{stage}.stage")  # the stages' names are the rooms' names
     start = time.perf_counter()
     context.notes.clear()
-    receipt = module.run(context, shard)
-    context.round.note_timing(stage, shard, {"seconds": time.perf_counter() - start, "rows": receipt.file.rows,
-                                             "host": platform.node(), "pid": os.getpid(), **context.notes})
+    with _advice(stage, shard):
+        if not hasattr(module, "begin"):
+            receipt = module.run(context, shard)
+            _note(context, receipt, time.perf_counter() - start, context.notes)
+            return lambda: receipt
+        finish = module.begin(context, shard)
+    return partial(_finish, context, finish, time.perf_counter() - start, dict(context.notes))
+
+
+@contextmanager
+def _advice(stage: str, shard: int) -> Iterator[None]:
+    """Raise UserError, one line that says what to lower, where the device has no room for a stage of ROOM."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or stage not in ROOM:  # torch's; not imported here
+            raise
+        said = ". ".join(str(error).split(". ")[:2])
+        raise UserError(f"{stage} {shard}: {said}; lower {ROOM[stage]}, what is finished is kept") from error
+
+
+def _finish(context: RoundContext, finish: Callable[[], Receipt], begun_s: float, notes: dict) -> Receipt:
+    start = time.perf_counter()
+    receipt = finish()
+    finishing_s = time.perf_counter() - start
+    _note(context, receipt, begun_s + finishing_s, {**notes, "finishing_s": finishing_s})
     return receipt
+
+
+def _note(context: RoundContext, receipt: Receipt, seconds: float, notes: dict) -> None:
+    context.round.note_timing(receipt.stage, receipt.shard, {
+        "seconds": seconds, "rows": receipt.file.rows, "host": platform.node(), "pid": os.getpid(), **notes})
 
 
 def commit_if_complete(round: Round, stage: str) -> StageCommit | None:

@@ -44,8 +44,8 @@ _RAISED_IN_STORAGE = re.compile(r"^(?:storage\.errors\.)?(?:IntegrityError|Missi
 
 
 def connect(store: ObjectStore, snapshot: Snapshot, *, locked: bool = True, verified: bool = False,
-            threads: int | None = None):
-    """A DuckDB connection with all views and macros over the snapshot's files.
+            threads: int | None = None, views: Sequence[str] = VIEWS):
+    """A DuckDB connection with all macros and `views`, all unless told, over the snapshot's files.
 
     `verified` checks the sha256 of every file that is opened. `threads` = 1 makes float sums and the order of rows
     the same every time.
@@ -55,7 +55,7 @@ def connect(store: ObjectStore, snapshot: Snapshot, *, locked: bool = True, veri
     paths = local_paths(snapshot) if direct else _registered_paths(connection, snapshot)
     for name, (schema, compute) in SMALL.items():
         _register(connection, name, schema, lambda compute=compute: compute(snapshot))
-    create_views(connection, VIEWS)
+    create_views(connection, views)
     fill_from_files(connection, snapshot, paths)
     if locked:
         lock(connection, sorted(paths.values()))

@@ -9,6 +9,7 @@
     run=<id>/round=<n>/manifest.json                  the round; the sha256 of its bytes is the round's id
     run=<id>/round=<n>/timings/<stage>-<i>.json       durations; never hashed
     run=<id>/round=<n>/claims/<stage>-<i>/<beat>.json who is at work on a shard; gone when the stage is finished
+    run=<id>/round=<n>/claims/worker-<i>/<beat>.json  who is there to work
     run=<id>/checkpoint=<n>/<sha12>/                  the student that starts round n, named by its files' hash
     run=<id>/head/<sha12>/                            the teacher's output head, where its hidden states are kept
 
@@ -23,6 +24,9 @@ STORE_MARKER = "store.json"
 STAGES = ("prompts", "rollout", "score", "hidden", "continuation", "mask", "train", "evaluate")
 """The stages of a round, in their order. Each has receipts and a commit; one that a plan gives no shards has an empty
 commit."""
+
+WORKER = "worker"
+"""Stands for a stage in the claims: a worker's claim on its own number shows that it lives."""
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TABLE_FOLDERS = {"prompts": "prompts", "rollouts": "rollouts", "tokens": "tokens/scores={scores}", "hidden": "hidden",
@@ -73,7 +77,8 @@ def claims_prefix(run: str, number: int) -> str:
 
 
 def claim(run: str, number: int, stage: str, shard: int, beat: int) -> str:
-    return f"{claims_prefix(run, number)}{_stage(stage)}-{int(shard)}/{int(beat)}.json"
+    folder = stage if stage == WORKER else _stage(stage)
+    return f"{claims_prefix(run, number)}{folder}-{int(shard)}/{int(beat)}.json"
 
 
 def shard(run: str, number: int, table: str, index: int, sha256: str, scores: str | None = None) -> str:

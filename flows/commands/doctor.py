@@ -85,7 +85,7 @@ def prefect(fix: bool):
     if importlib.util.find_spec("prefect") is None:
         yield "note", "prefect api", "unknown without prefect"
         return
-    from flows.limits import server_url
+    from flows.api import server_url
     from flows.server_checks import check_server
 
     if url := server_url():

@@ -19,7 +19,7 @@ def add(verbs) -> None:
 
 
 def run(arguments) -> int:
-    from flows.limits import server_url
+    from flows.api import server_url
     from pipeline.config import load_config
 
     config = load_config(arguments.config, arguments.set)

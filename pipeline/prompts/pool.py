@@ -45,9 +45,10 @@ def read_prompts(prompts: Prompts) -> tuple[dict[int, Prompt], int]:
     return _read_prompts(prompts, data_folder())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _read_prompts(prompts: Prompts, _folder) -> tuple[dict[int, Prompt], int]:
-    """Kept for the next shard of this process; the folder is where hub sources are looked for."""
+    """Kept for the next shard of this process, the benchmarks' problems beside the run's; the folder is where hub
+    sources are looked for."""
     check_template(prompts)
     problems = read_source(prompts.source)
     name = problems.name

@@ -5,7 +5,7 @@
 --   round: round, from 0
 --   stage: prompts | rollout | score | hidden | continuation | mask | train | evaluate
 --   shard: index in the stage, from 0
---   seconds: wall time
+--   seconds: wall time of the shard's own work; details.finishing_s of it may have passed beside the next shard
 --   rows: count, of the shard's file
 --   rows_per_second: rows / seconds
 --   host: name of the machine

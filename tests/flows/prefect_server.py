@@ -20,6 +20,8 @@ from tests.flows.processes import kill_all
 ROOT = Path(__file__).parents[2]
 BUSY = 503
 """What a server answers whose database is locked at the moment; Prefect's own clients ask again, too."""
+TAKEN = 423
+"""What it answers who asks for a slot of a limit that has none."""
 PASSWORD = "opd:not-a-secret"
 ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
@@ -47,6 +49,7 @@ class PrefectServer:
                             ORIGINS: f"http://127.0.0.1:{self.port}",
                             "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1", **settings}
         self.process = None
+        self._token = "", 0.0
 
     def start(self) -> None:
         """Start it and wait until it answers: 7 s with a database, 12 s without."""
@@ -55,7 +58,7 @@ class PrefectServer:
                                         stderr=subprocess.DEVNULL, start_new_session=True)
         for _ in range(600):
             assert self.process.poll() is None, "the Prefect server ended while starting"
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            with contextlib.suppress(OSError):  # not there yet, or too busy to answer in time
                 self.call("/health")
                 return
             time.sleep(0.1)
@@ -73,28 +76,35 @@ class PrefectServer:
         if password := self.environment.get("PREFECT_API_AUTH_STRING"):
             headers["Authorization"] = "Basic " + base64.b64encode(password.encode()).decode()
         if body is not None and "PREFECT_SERVER_CSRF_PROTECTION_ENABLED" in self.environment:
-            headers |= {"Prefect-Csrf-Token": self.call("/csrf-token?client=tests")["token"],
-                        "Prefect-Csrf-Client": "tests"}
+            headers |= {"Prefect-Csrf-Token": self._csrf_token(), "Prefect-Csrf-Client": "tests"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)
         for left in reversed(range(20)):
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=100) as answer:
                     return json.loads(answer.read() or "null")
             except urllib.error.HTTPError as error:
                 if error.code != BUSY or not left:
                     raise
                 time.sleep(0.5)
 
+    def _csrf_token(self) -> str:
+        """Asked for once an hour, as by Prefect's clients: each is a row in the server's database."""
+        token, end = self._token
+        if time.monotonic() > end:
+            token, end = self.call("/csrf-token?client=tests")["token"], time.monotonic() + 1800
+            self._token = token, end
+        return token
+
     def opd(self, *arguments, **environment: str) -> subprocess.CompletedProcess:
         """Run `opd` against this server."""
         return subprocess.run(self.command(*arguments), env={**self.environment, **environment}, text=True,
                               capture_output=True, timeout=200)
 
-    def begin(self, *arguments) -> subprocess.Popen:
+    def begin(self, *arguments, **environment: str) -> subprocess.Popen:
         """Start `opd` against this server."""
-        return subprocess.Popen(self.command(*arguments), env=self.environment, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
+        return subprocess.Popen(self.command(*arguments), env={**self.environment, **environment}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     @staticmethod
     def command(*arguments) -> list[str]:
@@ -124,6 +134,32 @@ class PrefectServer:
         """(type, name) of a flow run's state."""
         found = self.call(f"/flow_runs/{flow_run}")
         return found["state_type"], found["state_name"]
+
+    def taken(self) -> set[str]:
+        """Names of the limits of which a slot is taken."""
+        found = self.call("/v2/concurrency_limits/filter", {"limit": 200})
+        return {each["name"] for each in found if each["active_slots"]}
+
+    @contextlib.contextmanager
+    def held(self, limit: str) -> Iterator[None]:
+        """Hold the one slot of a limit, once it is free: a flow run that was killed may keep it for 75 s."""
+        end = time.monotonic() + 100
+        while (lease := self._lease(limit)) is None:
+            assert time.monotonic() < end, f"{limit} stays taken"
+            time.sleep(1)
+        try:
+            yield
+        finally:
+            self.call("/v2/concurrency_limits/decrement-with-lease", {"lease_id": lease})
+
+    def _lease(self, limit: str) -> str | None:
+        wanted = {"names": [limit], "slots": 1, "mode": "concurrency", "lease_duration": 300}
+        try:
+            return self.call("/v2/concurrency_limits/increment-with-lease", wanted)["lease_id"]
+        except urllib.error.HTTPError as error:
+            if error.code != TAKEN:
+                raise
+            return None
 
     def ended(self, flow_run: str) -> dict | None:
         """The flow run once its state is a last one."""

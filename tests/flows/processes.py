@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 
 def wait_for(what, seconds: float = 120, every: float = 0.02):
@@ -16,14 +17,18 @@ def wait_for(what, seconds: float = 120, every: float = 0.02):
     return found
 
 
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
-    return [int(each) for each in found]
+def parents() -> dict[int, int]:
+    """Parent of every process of this machine."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], text=True, capture_output=True).stdout.splitlines()
+    return {int(pid): int(parent) for pid, parent in map(str.split, found)}
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes started by `pid` and by those."""
-    return [each for child in children(pid) for each in (child, *descendants(child))]
+    """Processes started by `pid` and by those; looked up at once, for what is to be killed does not wait."""
+    known, found = parents(), [pid]
+    for each in found:
+        found += [child for child, parent in known.items() if parent == each]
+    return found[1:]
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -34,7 +39,33 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def stage_child(pid: int) -> int:
-    """The process that computes: the one child of the fork server that `pid` started."""
-    (child,) = (grandchild for child in children(pid) for grandchild in children(child))
-    return child
+def stage_children(pid: int) -> list[int]:
+    """The processes that compute: the children of the fork server that `pid` started."""
+    known = parents()
+    return [child for child, parent in known.items() if known.get(parent) == pid]
+
+
+def kill_at_work(pid: int, receipts: Path) -> None:
+    """SIGKILL the one process that computes for `pid`, in the middle of a shard: `pid` is stopped meanwhile, so that it
+    neither hands out another shard nor hears of the end of this one."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        computing, finished = stage_children(pid), len(list(receipts.iterdir()))
+        before = [cpu_s(each) for each in computing]
+        time.sleep(0.2)
+        for each in computing:
+            os.kill(each, signal.SIGSTOP)
+        busy = [cpu_s(each) - then >= 0.03 for each, then in zip(computing, before)]
+        killed = busy == [True] and len(list(receipts.iterdir())) == finished
+        for each in computing:
+            os.kill(each, signal.SIGKILL if killed else signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
+        if killed:
+            return
+        time.sleep(0.05)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

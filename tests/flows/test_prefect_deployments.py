@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from flows.deployments import schedule
+from flows.limits import device_limits, run_limit
 from pipeline.config import RunConfig, load_config
 from pipeline.config.objectives import TYPES
 from storage.errors import UserError
@@ -96,8 +97,7 @@ def test_a_served_run_ticks_from_any_folder_and_ends_whole_when_it_is_interrupte
     assert serving.wait(60) == 0
     assert prefect.ended(tick)["state_type"] == "CANCELLED" and prefect.ended(tick)["parameters"]["config"] == config
     assert prefect.call("/deployments/name/opd-tick/mine")["paused"]
-    limits = prefect.call("/v2/concurrency_limits/filter", {"limit": 200})
-    assert not [limit["name"] for limit in limits if limit["active_slots"]]
+    assert not prefect.taken() & {run_limit(str(tmp_path / "store"), "served"), *device_limits()}
     relative = os.path.relpath(tmp_path / "student")
     again = prefect.opd("run", tmp_path / "config.toml", "--set", f"student.path={relative}")
     assert again.returncode == 0, again.stderr  # another spelling of a path is the same config

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.artifacts import artifact_key
+from flows.limits import device_limits
 from pipeline.config import load_config
 from tests.flows.processes import wait_for
 from tests.tiny import make_tiny
@@ -86,13 +87,14 @@ def ticks(prefect, tmp_path_factory):
     partial = {"config": load_config(config).model_dump(mode="json", exclude_unset=True)}
     runs = {}
     with prefect.worker("opd", folder / "worker.log"):
-        first = prefect.schedule("opd-tick/nightly", partial)
-        wait_for((folder / f"store/run={RUN}/round=0/plan.json").exists)
-        overlapping = prefect.schedule("opd-tick/nightly", partial)
-        elsewhere = subprocess.run([sys.executable, script, config], env=prefect.environment, text=True,
-                                   capture_output=True, timeout=100)
-        for name, identity in (("overlapping", overlapping), ("first", first)):
-            runs[name] = wait_for(lambda: prefect.ended(identity), every=0.2)
+        with prefect.held(device_limits()[0]):  # the first tick goes no further than its plan
+            first = prefect.schedule("opd-tick/nightly", partial)
+            wait_for((folder / f"store/run={RUN}/round=0/plan.json").exists)
+            overlapping = prefect.schedule("opd-tick/nightly", partial)
+            elsewhere = subprocess.run([sys.executable, script, config], env=prefect.environment, text=True,
+                                       capture_output=True, timeout=100)
+            runs["overlapping"] = wait_for(lambda: prefect.ended(overlapping), every=0.2)
+        runs["first"] = wait_for(lambda: prefect.ended(first), every=0.2)
         for name in ("second", "late"):
             identity = prefect.schedule("opd-tick/nightly", partial)
             runs[name] = wait_for(lambda: prefect.ended(identity), every=0.2)
@@ -128,26 +130,24 @@ def test_a_tick_after_the_last_round_does_nothing_and_says_so(ticks):
     assert not ticks.server.flow_runs(f"{RUN} round 2")
 
 
-def test_every_shard_of_a_round_is_a_completed_task_run_with_its_tags(ticks):
+def test_every_shard_of_a_round_is_a_completed_task_run_of_a_flow_run_with_its_tags(ticks):
     round = ticks.round(0)
     expected = Counter([*SHARDS, *(f"evaluate {shard}" for shard in range(6)), "plan", "publish"])
     found = wait_for(lambda: completed_as(ticks, round, expected), 30)  # they reach the API through a queue
-    assert {tuple(run["tags"]) for run in found if run["name"].startswith("score")} == {
-        ("opd", "round:0", f"run:{RUN}", "stage:score")}
+    assert not any(run["tags"] for run in found), "a task run with a tag costs a request that a busy server refuses"
     assert set(round["tags"]) == {"opd", f"run:{RUN}", "round:0"}
     assert {"opd", f"run:{RUN}"} <= set(ticks.runs["first"]["tags"])
 
 
 def completed_as(ticks, round: dict, expected: Counter) -> list[dict] | None:
     found = ticks.server.task_runs(round["id"], state={"type": {"any_": ["COMPLETED"]}})
-    found = [{**run, "tags": sorted(run["tags"])} for run in found]
     return found if Counter(run["name"] for run in found) == expected else None
 
 
 def test_trackers_are_fed_after_each_round_by_a_task_run_of_the_tick(ticks):
     for number, name in enumerate(("first", "second")):
         (track,) = ticks.server.task_runs(ticks.runs[name]["id"], name={"any_": [f"track {number}"]})
-        assert track["state_type"] == "COMPLETED" and {"stage:track", f"run:{RUN}"} <= set(track["tags"])
+        assert track["state_type"] == "COMPLETED"
         assert "trackers: {'tensorboard': " in ticks.server.logs(ticks.runs[name]["id"])
 
 

@@ -1,14 +1,20 @@
 """Several children at once: which shard goes to whom, on which GPU, what is kept, and that the bytes stay the same."""
 
 import os
+import re
+import shutil
+import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from flows import limits
-from flows.child import Child
+from flows.child import Child, ChildFailed
 from flows.cli import main
 from flows.local import play_stage
 from flows.team import Seat, Team, compute
@@ -17,7 +23,7 @@ from pipeline.config import load_config
 from pipeline.config.workers import Workers
 from pipeline.context import silent
 from storage.claims import Claims
-from storage.errors import UserError
+from storage.errors import IntegrityError, UserError
 from storage.objects import open_store
 from storage.rounds import Round
 from tests.tiny import make_tiny
@@ -137,10 +143,14 @@ def test_two_processes_score_what_is_written_while_more_is_being_written_and_wri
         child.call("start", silent, config={**settings.model_dump(mode="json"), "store": stores["streamed"]})
         child.call("plan", silent, **where)
     play_stage(where, "prompts", [0, 1, 2], lambda title: silent)
-    begun, ended = {}, {}
+    begun, ended, scoring = {}, {}, threading.Event()
 
     def play(child: Child, stage: str, shard: int) -> None:
         begun[stage, shard] = time.monotonic()
+        if stage == "score":
+            scoring.set()
+        elif shard == 2:
+            assert scoring.wait(60), "while the last rollouts are still to come"
         child.call("shard", silent, stage=stage, shard=shard, **where)
         ended[stage, shard] = time.monotonic()
 
@@ -163,3 +173,112 @@ def files_of(store: str) -> dict[str, bytes]:
 def test_a_lease_that_is_too_short_is_refused(tmp_path):
     with pytest.raises(UserError, match="workers.lease_s = 2 is shorter"):
         load_config(make_tiny(tmp_path), ["workers.lease_s=2"])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder whose `store` holds a round of three shards with their rollouts, and whose `scored` all of its scores,
+    each shard finished before the next was begun."""
+    folder = tmp_path_factory.mktemp("written")
+    settings = load_config(make_tiny(folder, **LONG)).model_dump(mode="json")
+    where = at(folder / "store")
+    with Child() as child:
+        child.call("start", silent, config=settings)
+        child.call("plan", silent, **where)
+    for stage in ("prompts", "rollout"):
+        play_stage(where, stage, [0, 1, 2], lambda title: silent)
+    shutil.copytree(folder / "store", folder / "scored")
+    with Child() as child:
+        for shard in range(3):
+            child.call("shard", silent, stage="score", shard=shard, **at(folder / "scored"))
+    return folder
+
+
+def at(store: Path) -> dict:
+    return {"store": str(store), "run": "tiny", "number": 0}
+
+
+def score(store: Path, before_call=lambda child, shard: None) -> tuple[dict[int, float], dict[int, float]]:
+    """Score all shards that are left on one seat; when each was begun, and when it was finished."""
+    begun, ended = {}, {}
+
+    def play(child, stage: str, shard: int) -> None:
+        begun[shard] = time.monotonic()
+        before_call(child, shard)
+        child.call("shard", silent, stage=stage, shard=shard, **at(store))
+        ended[shard] = time.monotonic()
+
+    round = Round(open_store(str(store)), "tiny", 0)
+    with Team(Workers()) as team:
+        compute(team.seats(["score"], config(type="transformers")), Work(round, {"score": round.pending("score")}),
+                play)
+    return begun, ended
+
+
+def test_the_next_shard_is_begun_before_the_last_is_finished_and_the_bytes_are_the_same(written, tmp_path):
+    store = shutil.copytree(written / "store", tmp_path / "store")
+    finished, called = {}, [threading.Event() for _ in range(3)]
+
+    def look(child, shard: int) -> None:
+        finished[shard] = {receipt.shard for receipt in Round(open_store(str(store)), "tiny", 0).receipts("score")}
+        called[shard].set()
+        free = child._on_free
+        child._on_free = lambda: (free(), shard == 2 or called[shard + 1].wait(60))
+
+    begun, ended = score(store, look)
+    assert list(ended) == [0, 1, 2], "in the order in which they were begun"
+    assert begun[1] < ended[0] and begun[2] < ended[1]
+    assert 0 in finished[2], "two that wait to be finished would need memory for both"
+    assert without_temp_files(files_of(store)) == files_of(written / "scored")
+    for timing in Round(open_store(str(store)), "tiny", 0).timings():
+        if timing["stage"] == "score":
+            assert 0 < timing["finishing_s"] < timing["seconds"] < ended[2] - begun[0]
+
+
+def test_a_shard_that_fails_while_it_is_being_finished_fails_alone_and_nothing_more_is_begun(written, tmp_path):
+    store = damaged(written / "store", tmp_path / "store")
+    begun = []
+    with pytest.raises(IntegrityError, match="did not write these rollouts"):
+        score(store, lambda child, shard: begun.append(shard))
+    round = Round(open_store(str(store)), "tiny", 0)
+    assert round.receipt("score", 0) and not round.receipt("score", 1)
+    assert [shard for shard in begun if shard != 1] == [receipt.shard for receipt in round.receipts("score")]
+    assert not list(store.rglob(".tmp-*")) and len(list(store.rglob("tokens/**/*.parquet"))) == len(begun) - 1
+
+
+def damaged(store: Path, copy: Path) -> Path:
+    """The same round, but the log-probs of shard 1's rollouts are not the student's."""
+    shutil.copytree(store, copy, ignore=lambda folder, names: [name for name in names if "rollout-1" in name])
+    here, there = Round(open_store(str(store)), "tiny", 0), Round(open_store(str(copy)), "tiny", 0)
+    rollouts = here.read("rollout", 1)
+    place = rollouts.schema.get_field_index("rollout_log_probs")
+    log_probs = rollouts["rollout_log_probs"].combine_chunks()
+    wrong = pa.ListArray.from_arrays(log_probs.offsets, pa.array(np.full(len(log_probs.values), -90, np.float32)),
+                                     type=log_probs.type)
+    there.finish("rollout", 1, "rollouts", rollouts.set_column(place, rollouts.schema.field(place), wrong),
+                 inputs=here.receipt("rollout", 1).inputs)
+    return copy
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.003, 0.02])
+def test_a_child_killed_while_one_shard_is_finished_and_the_next_begun_loses_no_more_than_these(written, tmp_path,
+                                                                                                pause_s):
+    store = shutil.copytree(written / "store", tmp_path / "store")
+
+    def kill(child, shard: int) -> None:
+        if shard == 1:
+            threading.Timer(pause_s, os.kill, [child._child._process.pid, signal.SIGKILL]).start()
+
+    try:
+        score(store, kill)
+    except ChildFailed as error:
+        assert re.match("score [012]: its process died", str(error))
+        begun, _ = score(store)
+        assert begun, "a killed one had no receipt"
+    else:
+        assert pause_s, "later the kill may come too late, on a loaded machine"
+    assert without_temp_files(files_of(store)) == files_of(written / "scored")
+
+
+def without_temp_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if ".tmp-" not in name}

@@ -3,16 +3,22 @@
 Two workers on one machine pretend to have a GPU each: `nvidia-smi` says so, and the limits go by what it says.
 """
 
+import contextlib
 import json
 import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from flows.limits import limits_of
+from storage.claims import Claims
+from storage.objects import open_store
 from tests.flows.prefect_server import PrefectServer
-from tests.flows.processes import kill_all, wait_for
+from tests.flows.processes import descendants, kill_all, wait_for
 from tests.tiny import make_tiny
 
 GPUS = ("GPU-0a000000-0000-4000-8000-000000000001", "GPU-0b000000-0000-4000-8000-000000000002")
@@ -20,6 +26,9 @@ SHARDS = Counter([f"{stage} {shard}" for stage in ("rollout", "score") for shard
                  + [f"evaluate {shard}" for shard in range(6)])
 SMALL = {"rounds": 1, "prompts.per_round": 8, "prompts.per_shard": 1, "workers.pool": "'opd-gpus'",
          "workers.lease_s": 20}
+
+ENDLESS = {"rollout.samples": 400, "rollout.max_new_tokens": 600, "rollout.engine.batch_size": 1}
+"""Shards of a minute or more: the tiny student ends after 250 tokens on average."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +44,62 @@ def gpus(prefect, tmp_path_factory) -> dict[str, str]:
 
 
 def two_workers(server: PrefectServer, folder: Path, gpus: dict[str, str]):
-    """Contexts of two workers, a GPU and one flow run at a time each."""
+    """Contexts of two workers, a GPU and one flow run at a time each. Nobody holds these GPUs, not even a flow run that
+    an earlier test has killed."""
+    for name in limits_of(GPUS):
+        with server.held(name):
+            pass
     return [server.worker("opd-gpus", folder / f"{index}.log", "--limit", "1", "--name", f"{folder.name}-{index}",
                           CUDA_VISIBLE_DEVICES=gpu, **gpus) for index, gpu in enumerate(GPUS)]
+
+
+class Held:
+    """Claims of the test on every rollout shard of a round that has not begun: its workers wait for them."""
+
+    def __init__(self, store: Path, run: str):
+        self._round = store / f"run={run}/round=0"
+        self._claims, self._over = Claims(open_store(store, create=True), run, 0, SMALL["workers.lease_s"]), Event()
+        assert all(self._claims.take("rollout", shard) for shard in range(8))
+        self._mine = set(self.owners())
+
+    def __enter__(self) -> "Held":
+        Thread(target=self._renew, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave the rest to the workers."""
+        self._over.set()
+        for shard in range(8):
+            self._claims.give_back("rollout", shard)
+
+    def let_two_begin(self, server: PrefectServer, run: str) -> None:
+        """Once two flow runs have their GPU, hand out shard after shard until both are at work at the same time."""
+        wait_for(lambda: sum(job["state_type"] == "RUNNING" for job in jobs_of(server, run)) == 2, 150, every=0.5)
+        wait_for(lambda: server.taken() >= set(limits_of(GPUS)), every=0.5)
+        for shard in range(8):
+            self._claims.give_back("rollout", shard)
+            wait_for(lambda: (self._round / f"receipts/rollout-{shard}.json").exists() or shard in self.at_work())
+            if len(set(self.at_work().values())) == 2:
+                return
+        pytest.fail("one worker did everything")
+
+    def at_work(self) -> dict[int, str]:
+        """Workers, by the rollout shard that they have."""
+        return {shard: owner for shard, owner in self.owners().items() if owner not in self._mine}
+
+    def owners(self) -> dict[int, str]:
+        found = {}
+        for file in self._round.glob("claims/rollout-*/*"):
+            with contextlib.suppress(FileNotFoundError):  # given back in between
+                found[int(file.parent.name.removeprefix("rollout-"))] = json.loads(file.read_text())["owner"]
+        return found
+
+    def _renew(self) -> None:
+        while not self._over.wait(2):
+            self._claims.renew()
 
 
 def jobs_of(server: PrefectServer, run: str) -> list[dict]:
@@ -51,13 +113,16 @@ def computed(server: PrefectServer, jobs: list[dict]) -> Counter:
     return Counter(each["name"] for job in jobs for each in server.task_runs(job["id"], state=done))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_two_workers_finish_the_shards_of_a_round_and_no_shard_is_done_twice(prefect, tmp_path, gpus):
     config = make_tiny(tmp_path, run="'pooled'", **SMALL)
     first, second = two_workers(prefect, tmp_path, gpus)
-    with first, second:
-        done = prefect.opd("run", config, **gpus)
-    assert done.returncode == 0, done.stderr
+    with Held(tmp_path / "store", "pooled") as held, first, second:
+        run = prefect.begin("run", config, **gpus)
+        held.let_two_begin(prefect, "pooled")
+        held.let_go()
+        said = run.communicate(timeout=200)[0]
+    assert run.returncode == 0, said
     round = tmp_path / "store/run=pooled/round=0"
     assert (round / "manifest.json").exists() and not list(round.glob("claims/*/*"))
     jobs = jobs_of(prefect, "pooled")
@@ -69,22 +134,58 @@ def test_two_workers_finish_the_shards_of_a_round_and_no_shard_is_done_twice(pre
     assert len({each["pid"] for each in timings}) == 2, "one worker did everything"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_shard_of_a_worker_that_was_killed_is_done_by_the_other(prefect, tmp_path, gpus):
     config = make_tiny(tmp_path, run="'bereft'", **SMALL, **{"rollout.max_new_tokens": 600})
     round = tmp_path / "store/run=bereft/round=0"
     first, second = two_workers(prefect, tmp_path, gpus)
-    with first as killed, second:
+    with Held(tmp_path / "store", "bereft") as held, first as killed, second:
         run = prefect.begin("run", config)
-        wait_for(lambda: len({file.parent for file in round.glob("claims/rollout-*/*")}) == 2)
-        time.sleep(0.2)
+        held.let_two_begin(prefect, "bereft")
         kill_all(killed)
+        held.let_go()
         said = run.communicate(timeout=200)[0]
     assert run.returncode == 0, said
     assert (round / "manifest.json").exists() and not list(round.glob("claims/*/*"))
     states = Counter(job["state_type"] for job in jobs_of(prefect, "bereft"))
     assert states["CRASHED"] == 1, states
     assert len(list(round.rglob("part-*.parquet"))) == len(list((round / "receipts").iterdir()))
+
+
+@pytest.mark.timeout(400)
+def test_a_worker_that_waits_for_its_device_is_not_given_up_and_ends_when_nothing_is_left(prefect, tmp_path, gpus):
+    few = {"prompts.per_round": 2, "evaluation.per_shard": 8, "workers.lease_s": 5}
+    config = make_tiny(tmp_path, run="'patient'", **SMALL | few)
+    first, second = two_workers(prefect, tmp_path, gpus)
+    one, other = limits_of(GPUS)
+    with prefect.held(other), first, second:
+        with prefect.held(one):
+            run = prefect.begin("run", config)  # prompts, masks and training by the CPU: its limit is free
+            jobs = wait_for(lambda: len(found := jobs_of(prefect, "patient")) == 2 and found, every=0.2)
+            wait_for(lambda: all("waiting for opd:gpu:" in prefect.logs(job["id"]) for job in jobs), every=0.2)
+            time.sleep(3 * 5)
+            assert not list((tmp_path / "store/run=patient/round=0/receipts").glob("rollout-*"))
+        said = run.communicate(timeout=200)[0]
+    assert run.returncode == 0 and "is asked again" not in said, said
+    jobs = jobs_of(prefect, "patient")
+    assert Counter(job["state_type"] for job in jobs) == {"COMPLETED": 4}, "two for each of two steps"
+    assert Counter("while this one waited" in job["state"]["message"] for job in jobs) == {True: 2, False: 2}
+
+
+@pytest.mark.timeout(300)
+def test_after_ctrl_c_the_flow_runs_of_the_pool_are_cancelled_and_their_processes_end(prefect, tmp_path, gpus):
+    config = make_tiny(tmp_path, run="'stopped'", **SMALL | ENDLESS)
+    (worker, _), round = two_workers(prefect, tmp_path, gpus), tmp_path / "store/run=stopped/round=0"
+    with worker as process:
+        run = prefect.begin("run", config)
+        wait_for(lambda: list(round.glob("claims/rollout-*/*")), 150)
+        wait_for(lambda: len(jobs_of(prefect, "stopped")) == 2, every=0.2)  # one has no worker
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[0]
+        assert run.returncode == 130, said
+        wait_for(lambda: all(job["state_type"] == "CANCELLED" for job in jobs_of(prefect, "stopped")), 60, every=0.5)
+        wait_for(lambda: not descendants(process.pid), 60, every=0.5)
+    assert not list((round / "receipts").glob("rollout-*"))
 
 
 def test_a_pool_that_is_not_there_is_one_line_and_without_one_two_processes_play_here(prefect, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import provenance
+from pipeline import provenance, stages
 from pipeline.config import RunConfig, apply_settings
 from pipeline.context import RoundContext
 from pipeline.models import load_model, load_tokenizer, model_facts, vocabulary_agreement
@@ -155,4 +155,38 @@ def test_a_silent_teacher_stops_the_shard_before_anything_is_written(tmp_path):
     facts = {**context.document, "teacher": model_facts(context.config.teacher)}
     with pytest.raises(UserError, match="silent teacher"):
         stage.run(RoundContext(context.store, "r", 0, context.config, json.loads(json.dumps(facts)), context.round), 0)
+    assert nothing_was_scored(context)
+
+
+def test_shards_finished_after_the_next_were_begun_have_the_same_receipts(tmp_path):
+    one_by_one = make_context(tmp_path / "one")
+    expected = [stages.run_shard(one_by_one, "score", shard) for shard in (0, 1)]
+    context = make_context(tmp_path / "behind")
+    finish = [stages.begin_shard(context, "score", shard) for shard in (0, 1)]
+    assert nothing_was_scored(context)
+    assert [each() for each in finish] == expected
+    assert context.round.pending("score") == []
+
+
+def test_a_receipt_says_why_a_model_was_read_with_padding(tmp_path):
+    context = make_context(tmp_path)
+    file = tmp_path / "teacher" / "config.json"
+    config = json.loads(file.read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    file.write_text(json.dumps(config))
+    document = {**context.document, "teacher": json.loads(json.dumps(model_facts(context.config.teacher)))}
+    receipt = stage.run(RoundContext(context.store, "r", 0, context.config, document, context.round), 0)
+    assert receipt.facts["padded"] == {"teacher": "its rotation is dynamic"}
+
+
+def test_a_device_without_room_is_one_line_that_says_what_to_lower(tmp_path, monkeypatch):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of")
+
+    context = make_context(tmp_path)
+    monkeypatch.setattr(torch.nn.functional, "embedding", full)
+    with pytest.raises(UserError, match="score 0: CUDA out of memory. Tried to allocate 9.00 GiB; lower score.batch_"):
+        stages.run_shard(context, "score", 0)
     assert nothing_was_scored(context)

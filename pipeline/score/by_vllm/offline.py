@@ -3,8 +3,7 @@
 Arrays: N tokens, J entries listed.
 """
 
-import atexit
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +70,11 @@ class LocalTeacher:
         """End the process."""
         self.process.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process.alive
+
     def _call(self, call: str, arguments: dict, on_done, **arrays: np.ndarray) -> tuple[dict, Arrays]:
         try:
             self.process.send(call, arguments, **arrays)
@@ -85,7 +89,8 @@ class LocalTeacher:
 
 
 def open_teacher(context: RoundContext) -> LocalTeacher:
-    """The run's teacher, checked against run.json. The last one stays: shards of a round share it."""
+    """The run's teacher, checked against run.json. This process keeps the last one: shards of a round share it. Another
+    one is closed first."""
     recorded = (context.document["teacher"].get("scored_by") or {}).get("version")
     version = checked_version("score.engine", "scorer")
     if version != recorded:
@@ -98,29 +103,31 @@ def open_teacher(context: RoundContext) -> LocalTeacher:
     return _open(context.config.score.engine, teacher_model(context), max_logprobs)
 
 
-_last: list[LocalTeacher] = []
+@dataclass
+class _Opened:
+    """The teacher of this process, and what it was opened for."""
+
+    teacher: LocalTeacher
+    what: tuple
 
 
-def _open(settings: VllmTeacher, model: Model, max_logprobs: int) -> LocalTeacher:
-    teacher = _opened(settings, model, max_logprobs)
-    if not teacher.process.alive:
-        _opened.cache_clear()
-        teacher = _opened(settings, model, max_logprobs)
-    return teacher
+_opened: _Opened | None = None
 
 
-@lru_cache(maxsize=1)
-def _opened(settings: VllmTeacher, model: Model, max_logprobs: int) -> LocalTeacher:
-    close()
-    _last.append(LocalTeacher(settings, model, max_logprobs))
-    return _last[0]
+def _open(*what) -> LocalTeacher:
+    global _opened
+    if _opened is None or _opened.what != what or not _opened.teacher.alive:
+        close()
+        _opened = _Opened(LocalTeacher(*what), what)
+    return _opened.teacher
 
 
-@atexit.register
 def close() -> None:
-    """End the process that this one has kept."""
-    while _last:
-        _last.pop().close()
+    """Forget the teacher of this process, and end what belongs to it."""
+    global _opened
+    if _opened is not None:
+        _opened.teacher.close()
+    _opened = None
 
 
 def _split_up(said: Arrays, counts: list[int], entries: int, token_N: np.ndarray) -> list[Listed]:
