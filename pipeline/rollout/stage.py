@@ -34,8 +34,8 @@ def run(context: RoundContext, shard: int) -> Receipt:
         lambda done, total: context.progress("rollouts", done, total))
     table = _table(context, requests, generations, engine, start.fingerprint, folder)
     inputs = {file.key: file.sha256 for file in start.files} | context.round.input_files("prompts", shard)
-    return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs,
-                                facts=_facts(table) | _proof(engine))
+    context.notes.update(_proof(engine))
+    return context.round.finish("rollout", shard, "rollouts", table, inputs=inputs, facts=_facts(table))
 
 
 def _requests(context: RoundContext, shard: int) -> list[dict]:
@@ -85,7 +85,9 @@ def _array(column, kind: pa.DataType) -> pa.Array:
 
 
 def _proof(engine: RolloutEngine) -> dict:
-    """How an engine of another library showed that it has the checkpoint's weights (proof.py, server_proof.py)."""
+    """How an engine of another library showed that it has the checkpoint's weights (proof.py, server_proof.py): for
+    the shard's timings. On what it was shown depends on where a process began, and whether it was reloaded; a run
+    that was interrupted must end with the receipts, and so the manifest id, of one that was not."""
     proof = getattr(engine, "proof", None)
     return {} if proof is None else {"engine_proof": proof}
 

@@ -1,5 +1,7 @@
 """Two rounds whose rollouts and answers real vLLM writes, in one process: reloaded between rounds, proved in each."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from pipeline.models import load_model
 from pipeline.rollout import engine as engines
 from pipeline.start import start_run
 from pipeline.vllm.start import EngineFailed
+from storage import catalog
 from storage.layout import STAGES
 from storage.rounds import local_checkpoint, starting_checkpoint
+from storage.snapshot import take_snapshot
 from tests.rollout.conftest import ENGINE_SETTINGS, save_student
 from tests.tiny import make_tiny
 
@@ -42,11 +46,40 @@ def test_one_engine_serves_rollouts_and_answers_of_both_rounds(two_rounds):
     assert first == second
 
 
-def test_the_receipts_of_a_round_hold_the_proof_of_its_weights(two_rounds):
+def test_the_timings_of_a_round_hold_the_proof_of_its_weights(two_rounds):
     for context in two_rounds[0]:
-        proofs = [context.round.receipt("rollout", shard).facts["engine_proof"] for shard in range(4)]
-        assert all(proof == proofs[0] for proof in proofs) and proofs[0]["log_prob_difference"] < 1e-5
+        proofs = proofs_of(context)
+        assert len(proofs) == 4 and all(proof == proofs[0] for proof in proofs)
+        assert proofs[0]["log_prob_difference"] < 1e-5
     assert proofs[0]["moved"] > 1e-3, "round 1 began with a reload"
+
+
+def proofs_of(context) -> list[dict]:
+    """By shard, as SQL shows them."""
+    sql = "SELECT details FROM timings WHERE round = $number AND stage = 'rollout' ORDER BY shard"
+    snapshot = take_snapshot(context.store, in_progress=True)
+    with catalog.connect(context.store, snapshot, threads=1) as connection:
+        rows = catalog.query(connection, sql, {"number": context.number}).to_pylist()
+    return [json.loads(row["details"])["engine_proof"] for row in rows]
+
+
+def test_a_round_that_another_process_resumed_has_the_same_receipts_and_a_proof_of_its_own(two_rounds, vllm_engine,
+                                                                                           tmp_path):
+    whole = two_rounds[0][0]
+    shutil.copytree(whole.store.url, tmp_path / "store", ignore=shutil.ignore_patterns("round=*"))
+    context = open_context(str(tmp_path / "store"), whole.run, 0)
+    stages.plan(context)
+    for shard in (0, 1):
+        stages.run_shard(context, "prompts", shard)
+    stages.run_shard(context, "rollout", 1)
+    vllm_engine(local_checkpoint(whole.store, starting_checkpoint(whole.store, whole.run, 1)))
+    stages.run_shard(context, "rollout", 0)  # proved anew, on this shard's rollouts, after a reload
+    for shard in (0, 1):
+        facts = context.round.receipt("rollout", shard).facts
+        assert facts == whole.round.receipt("rollout", shard).facts
+        assert set(facts) == {"rollouts", "response_tokens", "truncated", "graded", "right"}
+    first, second = proofs_of(context)
+    assert first != second and "moved" in first
 
 
 def test_log_probs_are_those_of_the_checkpoint_that_starts_each_round(two_rounds):
