@@ -11,11 +11,14 @@ Training: bfloat16 products over float32 weights, gradient checkpointing, fused 
 beside activations.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_tools import Bench, Figure, random_rollouts, unmasked
+from benchmarks.gpu_figures import Figure
+from benchmarks.gpu_tools import Bench, as_peers_run, random_rollouts, unmasked
 from pipeline.config.model import TeacherTopKLsm
 from pipeline.config.score import Score
 from pipeline.config.train import Train
@@ -58,7 +61,8 @@ def scoring(bench: Bench, shape: str) -> list[Figure]:
     settings = SETTINGS if not bench.tiny else Score(teacher_top_k=8, student_top_k=4)
     tokens = sum(map(len, table["response_tokens"].to_pylist()))
     ours = bench.ms(lambda: score_rollouts(table, student, teacher, vocabulary, settings), TEACHER_PASSES) / 1000
-    plain = bench.ms(lambda: plain_loop(table, (student, teacher), settings), 1) / 1000
+    with as_peers_run():
+        plain = bench.ms(lambda: plain_loop(table, (student, teacher), settings), 1) / 1000
     done = 2 * operations(table, student, vocabulary) / ours
     gb = bench.extra_gb(lambda: score_rollouts(table, student, teacher, vocabulary, settings))
     peak = bench.peak()
@@ -130,9 +134,11 @@ def training(bench: Bench, shape: str) -> list[Figure]:
     optimizer = adamw(model, learning_rate=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     try:
         seconds = {}
-        for side, kind in (("dense head", DenseTrainer), ("support head", Trainer)):
+        for side, kind, mode in (("dense head", DenseTrainer, as_peers_run), ("support head", Trainer, as_peers_run),
+                                 ("support head, deterministic", Trainer, contextlib.nullcontext)):
             trainer = kind(student, optimizer, build(TeacherTopKLsm()), settings, data, grid=32, packed=packed)
-            seconds[side] = bench.ms(lambda: trainer.step(everything), 1 if bench.tiny else 2) / 1000
+            with mode():
+                seconds[side] = bench.ms(lambda: trainer.step(everything), 1 if bench.tiny else 2) / 1000
             student.model.zero_grad(set_to_none=True)
             bench.free()
     finally:

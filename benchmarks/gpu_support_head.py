@@ -1,25 +1,30 @@
 """The support head on the device against dense heads: time and extra memory, the rates behind the rule, tiles.
 
 8192 positions, K ids each by Zipf's law, teacher_topk_lsm, forward and backward to dH and dW, hidden states and weight
-in bfloat16 (also hidden in bfloat16 over a float32 weight, as a trainer with master weights has it).
+in bfloat16 (also both in float32, multiplied as TF32, as a trainer with master weights has them: its residual stream is
+float32 under autocast).
   dense      logits of all V, gather the K, autograd: a fresh dW
   chunked    the same, 1024 positions at a time, dW added up: no [8192, V]
-  ours       each path, dW added to a .grad that is zeroed in the measured time; the index comes from the loader
+  ours       each path, dW added to a .grad that is zeroed in the measured time; the index, of the ids, is made once and
+             timed apart
 Autograd's dense sides run under autocast where the weight is float32.
 """
 
 import contextlib
+import gc
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_checks import clear, paths_here
-from benchmarks.gpu_tools import Bench, Figure, zipf_ids
+from benchmarks.gpu_figures import Figure
+from benchmarks.gpu_tools import Bench, as_peers_run, zipf_ids
 from pipeline.train.log_normaliser import log_normaliser
 from pipeline.train.support import paths
 from pipeline.train.support.head import support_logits
 from pipeline.train.support.index import CHUNK, SupportIndex
-from pipeline.train.support.paths import Problem, seconds
+from pipeline.train.support.paths import Problem, rates_of, seconds
+from pipeline.train.support.products import product
 
 WIDTHS, SUPPORTS = (896, 1536, 3584), (64, 32)
 TARGET_SHAPE = (3584, 64)
@@ -36,7 +41,8 @@ def cases(bench: Bench) -> list:
     found.insert(2, ("support head, float32 weight", lambda: compare(bench, *shapes[0], FLOAT32)))
     found.insert(3, ("support head, float32 weight, TF32",
                      lambda: with_tf32(lambda: compare(bench, *shapes[0], FLOAT32))))
-    found.insert(4, ("rates", lambda: rates(bench)))
+    found.insert(0, ("rates", lambda: rates(bench)))
+    found.insert(2, ("the index", lambda: indexing(bench)))
     found.append(("normaliser", lambda: normaliser(bench, shapes[0][0])))
     if bench.gpu and paths.triton_runs():
         found.append(("tiles", lambda: tiles(bench)))
@@ -56,8 +62,9 @@ def with_tf32(run):
 def problem(bench: Bench, width: int, support: int, weight_dtype: torch.dtype):
     positions, vocabulary = (8, 300) if bench.tiny else (8192, 151_936)
     torch.manual_seed(0)
-    hidden = torch.randn(positions, width, device=bench.device, dtype=BFLOAT16 if bench.gpu else FLOAT32)
-    weight = torch.randn(vocabulary, width, device=bench.device, dtype=weight_dtype if bench.gpu else FLOAT32)
+    dtype = weight_dtype if bench.gpu else FLOAT32
+    hidden = torch.randn(positions, width, device=bench.device, dtype=dtype)
+    weight = torch.randn(vocabulary, width, device=bench.device, dtype=dtype)
     ids = zipf_ids(positions, support, vocabulary, bench.device)
     log_q = torch.randn(ids.shape, device=bench.device).log_softmax(1)
     return hidden.requires_grad_(), weight.mul_(width**-0.5).requires_grad_(), ids, log_q
@@ -71,10 +78,11 @@ def lsm(logits_NS, log_q_NS):
 
 def compare(bench: Bench, width: int, support: int, weight_dtype: torch.dtype) -> list[Figure]:
     hidden, weight, ids, log_q = problem(bench, width, support, weight_dtype)
-    index = SupportIndex.build(ids.cpu(), CHUNK).to(bench.device)
+    index = SupportIndex.build(ids, CHUNK)
     where = f"d {width}, K {support}" + (", float32 weight" if weight_dtype == FLOAT32 else "")
     where += ", TF32" if torch.get_float32_matmul_precision() == "high" else ""
-    autocast = torch.autocast("cuda", BFLOAT16) if hidden.dtype != weight.dtype else contextlib.nullcontext()
+    float32 = bench.gpu and weight.dtype == FLOAT32
+    autocast = torch.autocast("cuda", BFLOAT16) if float32 else contextlib.nullcontext()
 
     def dense(chunk):
         clear(hidden, weight)
@@ -92,10 +100,12 @@ def compare(bench: Bench, width: int, support: int, weight_dtype: torch.dtype) -
     sides = {"dense": lambda: dense(len(hidden)), "chunked dense": lambda: dense(1024), **liger(hidden, weight)}
     ms, gb = {}, {}
     for name, run in sides.items():
-        ms[name] = bench.ms(run, 3)
-        clear(hidden, weight)
-        gb[name] = bench.extra_gb(run)
+        with as_peers_run():
+            ms[name] = bench.ms(run, 3)
+            clear(hidden, weight)
+            gb[name] = bench.extra_gb(run)
     for name, path in paths_here(bench).items():
+        gc.collect()
         weight.grad = torch.zeros_like(weight)
         ms[name] = bench.ms(lambda path=path: ours(path))
         hidden.grad = None
@@ -103,14 +113,19 @@ def compare(bench: Bench, width: int, support: int, weight_dtype: torch.dtype) -
     clear(hidden, weight)
     bench.free()
     bench.notes[f"support head {where}"] = {"ms": ms, "extra_gb": gb, "distinct_ids": len(index.ids_U), "estimate_ms": {
-        name: 1000 * value for name, value in seconds(Problem.of(hidden, weight, index)).items()}}
-    return figures(where, ms, gb, Problem.of(hidden, weight, index),
+        name: 1000 * value for name, value in estimate(bench, hidden, weight, index).items()}}
+    return figures(where, ms, gb, estimate(bench, hidden, weight, index),
                    targeted=(width, support) == TARGET_SHAPE and weight_dtype == BFLOAT16)
 
 
-def figures(where: str, ms: dict, gb: dict, problem: Problem, targeted: bool) -> list[Figure]:
+def estimate(bench: Bench, hidden, weight, index: SupportIndex) -> dict[str, float]:
+    """What the rule goes by."""
+    name = torch.cuda.get_device_name() if bench.gpu else ""
+    return seconds(Problem.of(hidden, weight, index), rates_of(name))
+
+
+def figures(where: str, ms: dict, gb: dict, estimate: dict, targeted: bool) -> list[Figure]:
     """Times, ratios to the best dense side, and whether the rule takes the faster path."""
-    estimate = seconds(problem)
     mine = {name: value for name, value in ms.items() if name in OURS}
     best_dense = min(value for name, value in ms.items() if name not in OURS)
     chosen = min(mine, key=lambda name: estimate.get(name, float("inf")))
@@ -141,25 +156,43 @@ def liger(hidden, weight) -> dict:
 
 
 def rates(bench: Bench) -> list[Figure]:
-    """What paths.RATES has to hold for this device: measured on a copy, products and the fused kernels."""
-    size, rows = (64, 1000) if bench.tiny else (8192, 2**20)
-    found = {}
-    for dtype in (BFLOAT16, FLOAT32) if bench.gpu else (FLOAT32,):
-        a = torch.randn(size, size, device=bench.device, dtype=dtype)
-        found[f"products of {str(dtype).removeprefix('torch.')}"] = 2 * size**3 / bench.ms(lambda: a @ a) * 1000
-    a = torch.randn(size, size, device=bench.device)
-    found["products of tf32"] = 2 * size**3 / with_tf32(lambda: bench.ms(lambda: a @ a)) * 1000
+    """What paths.MEASURED has to hold for this device, at the shapes that the paths have: products of a chunk with 2048
+    distinct ids, rows that are copied, and rows that the fused kernels gather."""
+    width, support = (24, 4) if bench.tiny else TARGET_SHAPE
+    chunk, ids, rows, loops = (8, 16, 1000, 1) if bench.tiny else (1024, 2048, 2**20, 40)
+    found, products = {}, dict(paths.ESTIMATED.products)
+    for kind, dtype in (("bfloat16", BFLOAT16), ("tf32", FLOAT32), ("float32", FLOAT32)):
+        if kind == "bfloat16" and not bench.gpu:
+            continue
+        a, b = (torch.randn(size, width, device=bench.device).to(dtype) for size in (chunk, ids))
+
+        def multiplied(a=a, b=b):
+            for _ in range(loops):
+                product(a, b.t())
+
+        time_ms = with_tf32(lambda: bench.ms(multiplied)) if kind == "tf32" else bench.ms(multiplied)
+        products[kind] = found[f"products of {kind}"] = 2 * chunk * ids * width * loops / time_ms * 1000
     table = torch.randn(rows, 256, device=bench.device)
-    found["streamed bytes"] = 2 * table.nbytes / bench.ms(table.clone) * 1000
+    streamed = found["streamed bytes"] = 2 * table.nbytes / bench.ms(table.clone) * 1000
+    gathered = paths.ESTIMATED.gathered
     if "fused" in paths_here(bench):
-        width, support = (24, 4) if bench.tiny else TARGET_SHAPE
-        hidden, weight, ids, _ = problem(bench, width, support, BFLOAT16)
-        index, fused = SupportIndex.build(ids), paths_here(bench)["fused"]
+        hidden, weight, ids_NS, _ = problem(bench, width, support, BFLOAT16)
+        index, fused = SupportIndex.build(ids_NS), paths_here(bench)["fused"]
         with torch.no_grad():
             time_ms = bench.ms(lambda: fused.dots(hidden, weight, index))
-        found["gathered bytes"] = ids.numel() * width * weight.element_size() / time_ms * 1000
+        gathered = found["gathered bytes"] = ids_NS.numel() * width * weight.element_size() / time_ms * 1000
+    word = torch.cuda.get_device_name().removeprefix("NVIDIA ").split()[0] if bench.gpu else "CPU"
+    listed = ", ".join(f'"{kind}": {rate:.3g}' for kind, rate in products.items())
     bench.notes["rates"] = found
+    bench.notes["paste"] = f'    "{word}": Rates({gathered:.3g}, {streamed:.3g}, {{{listed}}}),'
     return [Figure(f"rate: {name}", value / 1e12, "T/s") for name, value in found.items()]
+
+
+def indexing(bench: Bench) -> list[Figure]:
+    """What sorting a support costs, which training does once for each forward pass."""
+    _, _, ids, _ = problem(bench, 8, 4 if bench.tiny else 64, BFLOAT16)
+    return [Figure(f"index of {ids.shape[0]} x {ids.shape[1]} ids, made on the device",
+                   bench.ms(lambda: SupportIndex.build(ids, CHUNK)), "ms")]
 
 
 def normaliser(bench: Bench, width: int) -> list[Figure]:

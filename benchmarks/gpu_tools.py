@@ -1,5 +1,7 @@
 """What the sections of benchmarks/gpu.py share: figures, clocks, sizes, random models and rollouts."""
 
+import contextlib
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +12,6 @@ import pyarrow as pa
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.report import Target
 from pipeline.tokens import token_hash
 from storage import schemas
 
@@ -28,29 +29,6 @@ TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
         "num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 300}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """bfloat16 operations per second by the data sheet, dense; SXM where there are several."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table. Without a limit it is a figure to look at; value None: not measured, `note` says why."""
-
-    name: str
-    value: float | None
-    unit: str
-    limit: float | None = None
-    at_most: bool = False
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        if self.value is None:
-            return "not measured"
-        return "" if self.limit is None else Target(self.name, self.value, self.limit, self.at_most).verdict
-
-    def line(self) -> str:
-        value = "-" if self.value is None else f"{self.value:.4g}"
-        target = "" if self.limit is None else f"{'<=' if self.at_most else '>='} {self.limit:g}"
-        return f"{self.name:<74} {value:>10} {self.unit:<14} {target:<9} {self.verdict} {self.note}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -98,8 +76,11 @@ class Bench:
         return (torch.cuda.max_memory_allocated() - before) / 1e9
 
     def free(self) -> None:
+        """Give memory back that nothing holds any more: a case's models, and what a traceback held."""
+        gc.collect()
         if self.gpu:
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def model(self, name: str, dtype: torch.dtype, seed: int, **changes) -> Qwen2ForCausalLM:
         """Random weights at the shape `name`, made on the device."""
@@ -117,6 +98,16 @@ class Bench:
         """Operations per second in bfloat16 by the data sheet; None for a GPU that is not in the list."""
         name = torch.cuda.get_device_name() if self.gpu else ""
         return next((rate for known, rate in PEAKS.items() if known in name), None)
+
+
+@contextlib.contextmanager
+def as_peers_run():
+    """Any kernel may run: a stage tells torch to use deterministic ones alone, peers do not."""
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
 
 
 def random_rollouts(prompts: int, samples: int, prompt: int, response: int, vocabulary: int) -> pa.Table:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from pipeline.transfer import sent
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -52,7 +54,8 @@ class TokenBatch:
         return self._map(lambda column: column[index])
 
     def to(self, device) -> "TokenBatch":
-        return self._map(lambda column: column.to(device))
+        """Copied without waiting."""
+        return self._map(lambda column: sent(column, device))
 
     def _map(self, change) -> "TokenBatch":
         return TokenBatch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})

@@ -28,6 +28,19 @@ def can_pack(model: nn.Module) -> bool:
     return not getattr(config, "attn_logit_softcapping", None) and set(kinds) == {"full_attention"}
 
 
+def no_kernel(model: nn.Module, precision: str) -> str | None:
+    """Why torch's kernel cannot serve a model on its GPU, if it cannot."""
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if precision != "bfloat16":
+        return "on a GPU it needs train.precision = 'bfloat16'"
+    if width % 8 or width > 256:
+        return f"on a GPU it needs heads whose width is a multiple of 8 and at most 256, here {width}"
+    if torch.cuda.get_device_capability(model.device) < (8, 0):
+        return "its kernel needs a GPU of compute capability 8.0 or more (A100, L4, H100 and newer)"
+    return None
+
+
 def use_packing(model: nn.Module, asked: str, precision: str, attention: str) -> bool:
     """Decide on train.packing, and let `model` attend that way. Raises UserError where it was asked for and cannot be.
 
@@ -36,11 +49,12 @@ def use_packing(model: nn.Module, asked: str, precision: str, attention: str) ->
     on_gpu = model.device.type == "cuda"
     if asked == "padded" or (asked == "auto" and not (on_gpu and precision == "bfloat16" and attention != "eager")):
         return False
-    if not can_pack(model) or (on_gpu and precision != "bfloat16"):
+    why = no_kernel(model, precision) if on_gpu else None
+    if not can_pack(model):
+        why = f"{type(model).__name__} caps its attention or slides its window"
+    if why:
         if asked == "auto":
             return False
-        why = "on a GPU it needs train.precision = 'bfloat16'" if can_pack(model) else (
-            f"{type(model).__name__} caps its attention or slides its window")
         raise UserError(f"train.packing = 'packed' cannot be: {why}; set train.packing = 'padded'")
     model.set_attn_implementation(NAME)
     return True

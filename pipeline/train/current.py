@@ -77,10 +77,15 @@ def _swept(hidden_ND: Tensor, weight_VD: Tensor, k: int, bias: Tensor | None, sw
         shrink_N = (largest_N1 - grown_N1).exp()[:, 0]
         exp_NC = (logits_NC - grown_N1).exp()
         mass_N = mass_N * shrink_N + exp_NC.sum(1)
-        weighted_N = weighted_N * shrink_N + torch.linalg.vecdot(exp_NC, logits_NC)
+        weighted_N = weighted_N * shrink_N + _dot(exp_NC, logits_NC)
         largest_N1 = grown_N1
     lse_N = largest_N1[:, 0] + mass_N.log()
     return Summary(lse_N, lse_N - weighted_N / mass_N, ids_Nk)
+
+
+def _dot(a_NC: Tensor, b_NC: Tensor) -> Tensor:
+    """Row by row. On a GPU vecdot is a matrix product, which TF32 would round to 11 bits."""
+    return torch.linalg.vecdot(a_NC, b_NC) if a_NC.device.type == "cpu" else (a_NC * b_NC).sum(1)
 
 
 def _merge(best_Nk: Tensor, ids_Nk: Tensor, logits_NC: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.distinct import distinct_writes
 from pipeline.train.support.products import product
 
 
@@ -60,7 +61,8 @@ class _Embed(torch.autograd.Function):
         rows_MD = grad.reshape(-1, grad.shape[-1]).to(buffer_VD.dtype)
         if buffer_VD.device.type != "cpu":
             ids_M, rows_MD = summed(ids_M, rows_MD)
-        buffer_VD.index_add_(0, ids_M, rows_MD)
+        with distinct_writes(buffer_VD):
+            buffer_VD.index_add_(0, ids_M, rows_MD)
         return None, None
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.transfer import sent
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -23,8 +25,8 @@ class Inputs:
         if self.packed_C is None:
             return {}
         ends_C = np.cumsum(self.packed_C)
-        starts = torch.from_numpy(np.concatenate([[0], ends_C]).astype(np.int32)).to(device)
+        starts = sent(torch.from_numpy(np.concatenate([[0], ends_C]).astype(np.int32)), device)
         position_T = np.arange(ends_C[-1]) - np.repeat(ends_C - self.packed_C, self.packed_C)
         longest = int(self.packed_C.max())
-        return {"position_ids": torch.from_numpy(position_T)[None].to(device), "cu_seq_lens_q": starts,
+        return {"position_ids": sent(torch.from_numpy(position_T)[None], device), "cu_seq_lens_q": starts,
                 "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.distinct import distinct_writes
 from pipeline.train.in_place import add_product_, gradient_target
 from pipeline.train.squash import compute_dtype, slope, squash
 from pipeline.train.support.index import CHUNK, SupportIndex
@@ -90,7 +91,8 @@ class _Excluded:
 
     def fill_(self, chunk_NC: Tensor, span: tuple[int, int], value: float) -> Tensor:
         if span in self._entries:
-            chunk_NC[self._entries[span]] = value
+            with distinct_writes(chunk_NC):
+                chunk_NC[self._entries[span]] = value
         return chunk_NC
 
 

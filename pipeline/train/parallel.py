@@ -57,6 +57,8 @@ class Ranks(OneProcess):
 
     def together(self, values_MN: torch.Tensor) -> torch.Tensor:
         widths = [int(width) for width in self._gather(torch.tensor([values_MN.shape[1]]))]
+        if not any(widths):
+            return values_MN
         padded = values_MN.new_zeros(len(values_MN), max(widths))
         padded[:, :values_MN.shape[1]] = values_MN
         return torch.cat([part[:, :width] for part, width in zip(self._gather(padded), widths)], dim=1)

@@ -20,6 +20,7 @@ from pipeline.models import output_head, trunk
 from pipeline.train.in_place import embed
 from pipeline.train.inputs import Inputs
 from pipeline.train.optimizer import Named
+from pipeline.transfer import sent
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Student:
         """Hidden states before the head, [B * T, D]; `inputs` may be padded ids alone."""
         inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         with self._products():
-            hidden_BTD = self._trunk(inputs.ids_BT.to(self.device), **inputs.boundaries(self.device))
+            hidden_BTD = self._trunk(sent(inputs.ids_BT, self.device), **inputs.boundaries(self.device))
         return hidden_BTD.flatten(0, 1)
 
     def reduce_gradients(self) -> None:

@@ -1,5 +1,8 @@
 """Which path of the support head runs, and what the rule says of known shapes."""
 
+import os
+
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -67,3 +70,19 @@ def test_the_cost_is_counted_per_chunk_and_falls_with_the_rates():
     assert (halves.chunk_products, halves.chunk_distinct) == (8, 4)
     slow = Rates(gathered=1e9, streamed=1e9, products={"float32": 1e9})
     assert all(seconds(halves, slow)[path] > seconds(halves)[path] for path in ("gemm", "fused"))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs kernels on a CPU")
+def test_where_triton_cannot_launch_a_kernel_a_warning_says_so_once_and_products_are_taken():
+    pytest.importorskip("triton")
+    paths.launches.cache_clear()
+    with pytest.warns(UserWarning, match="Triton cannot run a kernel here, so the support head takes dense products"):
+        assert not paths.launches(torch.device("cpu"))  # whose memory no kernel reads
+    assert not paths.launches(torch.device("cpu"))
+    paths.launches.cache_clear()
+
+
+def test_measured_rates_are_found_by_a_word_of_the_devices_name(monkeypatch):
+    measured = Rates(gathered=1.0)
+    monkeypatch.setitem(paths.MEASURED, "H999", measured)
+    assert paths.rates_of("NVIDIA H999 NVL") is measured and paths.rates_of("NVIDIA T4") is paths.ESTIMATED

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.distinct import distinct_writes
 from pipeline.train.support.index import BLOCK, SupportIndex
 from pipeline.train.support.products import operand_dtype, product
 
@@ -32,7 +33,8 @@ def dots(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex) -> Tensor:
         hidden_CD, out_P = hidden_ND[rows].to(dtype), out_NS[rows].view(-1)
         for block in _blocks(chunk):
             dots_CB = product(hidden_CD, weight_VD[block.ids_B].to(dtype).t())
-            out_P[block.pairs] = dots_CB[block.rows, block.columns]
+            with distinct_writes(out_P):
+                out_P[block.pairs] = dots_CB[block.rows, block.columns]
     return out_NS
 
 
@@ -55,7 +57,8 @@ def add_weight_gradient(buffer_VD: Tensor, hidden_ND: Tensor, grad_NS: Tensor, i
         hidden_CD = hidden_ND[rows].to(dtype)
         for block in _blocks(chunk):
             sums_BD = product(block.scattered(grad_NS[rows], chunk).to(dtype).t(), hidden_CD)
-            buffer_VD.index_add_(0, block.ids_B, sums_BD.to(buffer_VD.dtype))
+            with distinct_writes(buffer_VD):
+                buffer_VD.index_add_(0, block.ids_B, sums_BD.to(buffer_VD.dtype))
 
 
 def _chunks(index: SupportIndex) -> Iterator[tuple[slice, SupportIndex]]:
@@ -79,7 +82,9 @@ class _Block:
     def scattered(self, grad_CS: Tensor, chunk: SupportIndex) -> Tensor:
         """G_CB. Without repetitions every entry is written once; else entries are added up by sorting, in one order."""
         grad_CB = grad_CS.new_zeros(len(grad_CS), len(self.ids_B))
-        return grad_CB.index_put_((self.rows, self.columns), grad_CS.flatten()[self.pairs], accumulate=chunk.repeated)
+        with distinct_writes(grad_CB):  # adding up sorts in any case
+            return grad_CB.index_put_((self.rows, self.columns), grad_CS.flatten()[self.pairs],
+                                      accumulate=chunk.repeated)
 
 
 def _blocks(chunk: SupportIndex) -> Iterator[_Block]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.distinct import distinct_writes
 from pipeline.objectives.batch import StudentLogits
 from pipeline.train import log_normaliser as normaliser
 from pipeline.train.in_place import gradient_target
@@ -93,4 +94,5 @@ def _add_bias_gradient(buffer_V: Tensor, grad_NS: Tensor, index: SupportIndex) -
     ids, sums = index.ids_NS.flatten(), grad_NS.flatten()
     if buffer_V.device.type != "cpu" and len(ids):
         ids, sums = index.ids_U, F.embedding_bag(index.order_P, sums[:, None], index.offsets_U, mode="sum")[:, 0]
-    buffer_V.index_add_(0, ids, sums.to(buffer_V.dtype))
+    with distinct_writes(buffer_V):
+        buffer_V.index_add_(0, ids, sums.to(buffer_V.dtype))

@@ -13,6 +13,7 @@ Shapes: N positions, C of a chunk, D model width, V vocabulary, S support entrie
 import torch
 from torch import Tensor
 
+from pipeline.distinct import distinct_writes
 from pipeline.train.support import kernels
 from pipeline.train.support.index import CHUNK, SupportIndex
 from pipeline.train.support.products import operand_dtype, product
@@ -25,7 +26,8 @@ def dots(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex) -> Tensor:
     weight_FD, dots_NF = weight_VD[frequent.ids_F].to(dtype), out_NS.new_empty(len(out_NS), len(frequent.ids_F))
     for rows in _chunks(len(out_NS)):
         dots_NF[rows] = product(hidden_ND[rows].to(dtype), weight_FD.t())
-    out_NS.view(-1)[frequent.pairs_Q] = dots_NF[frequent.pairs_Q // index.ids_NS.shape[1], frequent.columns_Q]
+    with distinct_writes(out_NS):
+        out_NS.view(-1)[frequent.pairs_Q] = dots_NF[frequent.pairs_Q // index.ids_NS.shape[1], frequent.columns_Q]
     return out_NS
 
 
@@ -48,7 +50,8 @@ def add_weight_gradient(buffer_VD: Tensor, hidden_ND: Tensor, grad_NS: Tensor, i
     sums_FD = hidden_ND.new_zeros(len(frequent.ids_F), hidden_ND.shape[1], dtype=grad_NS.dtype)
     for rows in _chunks(len(grad_NS)):
         sums_FD += product(grad_NF[rows].t(), hidden_ND[rows].to(dtype))
-    buffer_VD.index_add_(0, frequent.ids_F, sums_FD.to(buffer_VD.dtype))
+    with distinct_writes(buffer_VD):
+        buffer_VD.index_add_(0, frequent.ids_F, sums_FD.to(buffer_VD.dtype))
 
 
 def _chunks(positions: int) -> list[slice]:
@@ -59,7 +62,8 @@ def _chunks(positions: int) -> list[slice]:
 def _rare(index: SupportIndex) -> Tensor:
     """ids_NS with -1 in place of frequent ids."""
     rare_NS = index.ids_NS.clone()
-    rare_NS.view(-1)[index.frequent.pairs_Q] = -1
+    with distinct_writes(rare_NS):
+        rare_NS.view(-1)[index.frequent.pairs_Q] = -1
     return rare_NS
 
 
@@ -68,4 +72,6 @@ def _scattered(grad_NS: Tensor, index: SupportIndex, dtype: torch.dtype) -> Tens
     frequent = index.frequent
     grad_NF = grad_NS.new_zeros(len(grad_NS), len(frequent.ids_F))
     places = frequent.pairs_Q // max(1, grad_NS.shape[1]), frequent.columns_Q
-    return grad_NF.index_put_(places, grad_NS.flatten()[frequent.pairs_Q], accumulate=index.repeated).to(dtype)
+    with distinct_writes(grad_NF):  # adding up sorts in any case
+        grad_NF.index_put_(places, grad_NS.flatten()[frequent.pairs_Q], accumulate=index.repeated)
+    return grad_NF.to(dtype)

@@ -1,8 +1,8 @@
 """Which of the support head's paths runs: by the device, and on a GPU by what each would cost.
 
     cpu      csr.py
-    cuda     gemm.py, kernels.py or hybrid.py, whichever `seconds` says is fastest; gemm where
-             Triton is not installed or no C compiler is at hand, which it needs to launch kernels
+    cuda     gemm.py, kernels.py or hybrid.py, whichever `seconds` says is fastest; gemm where Triton is not installed,
+             or cannot build and launch a kernel: it needs a C compiler, Python's headers and a place for its cache
     others   gemm.py
 On a CPU the path depends on the device alone, never on sizes.
 
@@ -12,9 +12,11 @@ The rule is a roofline. With N positions of S ids at width D, C and U positions 
     fused    N S D numbers of W read twice and of H once at the rate of gathering; distinct rows of the gradient read
              and written once
     hybrid   the same without the pairs of the F frequent ids; for these three products of 2 N F D operations
-RATES are estimates for an H200 from data sheets and from figures others measured (a bfloat16 product of 8192 x 8192 x
-8192 at 788 TFLOP/s, a copy at 4.3 TB/s), not from a run of these kernels. benchmarks/gpu.py measures both paths and
-prints the rates that explain them: put those here.
+The rule is computed and not timed in each run: which path runs decides over the last bits, and a round that is replayed
+on the same kind of GPU has to take the same one.
+ESTIMATED are for an H200 from data sheets and from figures others measured (a bfloat16 product of 8192 x 8192 x 8192 at
+788 TFLOP/s, a copy at 4.3 TB/s), not from a run of these kernels. benchmarks/gpu.py measures the paths, and prints the
+line of MEASURED for the GPU that it ran on.
 
 Shapes: N positions, D model width, V vocabulary, S support entries, U distinct ids.
 """
@@ -22,6 +24,7 @@ Shapes: N positions, D model width, V vocabulary, S support entries, U distinct 
 import importlib.util
 import os
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -47,7 +50,9 @@ class Rates:
     """Operations per second of a product, by what the operands are multiplied in."""
 
 
-RATES = Rates()
+ESTIMATED = Rates()
+MEASURED: dict[str, Rates] = {}
+"""By a word of the device's name; ESTIMATED for others."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _multiplied_in(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else str(dtype).removeprefix("torch.")
 
 
-def seconds(problem: Problem, rates: Rates = RATES) -> dict[str, float]:
+def seconds(problem: Problem, rates: Rates = ESTIMATED) -> dict[str, float]:
     """Estimated time of forward and backward by path."""
     width, row = problem.width, problem.width * problem.weight_bytes
     gemm = 6 * problem.chunk_products * width / rates.products[problem.operands]
@@ -102,10 +107,15 @@ def path_of(hidden_ND: Tensor, weight_VD: Tensor, index: SupportIndex) -> Module
     """The module whose `dots`, `hidden_gradient` and `add_weight_gradient` run."""
     if hidden_ND.device.type == "cpu":
         return csr
-    if not (hidden_ND.is_cuda and triton_runs()):
+    if not (hidden_ND.is_cuda and triton_runs() and launches(hidden_ND.device)):
         return gemm
-    cost = seconds(Problem.of(hidden_ND, weight_VD, index))
+    cost = seconds(Problem.of(hidden_ND, weight_VD, index), rates_of(torch.cuda.get_device_name(hidden_ND.device)))
     return paths()[min(cost, key=cost.__getitem__)]
+
+
+def rates_of(device_name: str) -> Rates:
+    """Measured ones if there are, as of "H200" for "NVIDIA H200"."""
+    return next((rates for name, rates in MEASURED.items() if name in device_name), ESTIMATED)
 
 
 def paths() -> dict[str, ModuleType]:
@@ -116,7 +126,22 @@ def paths() -> dict[str, ModuleType]:
 
 
 @cache
+def launches(device: torch.device) -> bool:
+    """Whether a kernel gives the right answer; tried once per process and device, with a warning if not."""
+    from pipeline.train.support import kernels
+
+    try:
+        ones = torch.ones(1, 16, device=device)
+        return kernels.dots_at(ones, ones, torch.zeros(1, 1, dtype=torch.long, device=device)).item() == 16
+    except Exception as error:  # whatever keeps Triton from building: no Python.h, no libcuda.so, a cache that is full
+        line = " ".join(str(error).split())[:200]
+        warnings.warn(f"Triton cannot run a kernel here, so the support head takes dense products, which are slower "
+                      f"({type(error).__name__}: {line})", stacklevel=2)
+        return False
+
+
+@cache
 def triton_runs() -> bool:
-    """Whether Triton is installed and can build the launchers of its kernels."""
+    """Whether Triton is installed with a C compiler, which builds the launchers of its kernels."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     return importlib.util.find_spec("triton") is not None and compiler is not None
