@@ -23,7 +23,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 from storage.errors import ConfigError, IntegrityError, OpdError, UserError
@@ -164,19 +164,30 @@ class Child:
         """A call's dealings with a process: end it if they are broken off, and tell of its death."""
         try:
             yield
-        except (EOFError, OSError):  # killed, or out of memory; or a callback's own, such as a terminal that is gone
+        except EOFError:  # killed, or out of memory
+            raise self._death(process, job, arguments) from None
+        except OSError:  # the same, or a callback's own, such as a terminal that is gone
             with self._asking:
                 process.join(ENDING_S)
-            if self._is_alive(process):
-                self._end(process)
-                raise
-            raise self._death(process, job, arguments) from None
-        except BaseException:  # Ctrl-C, or a callback that failed: the answer must not reach the next call
+            if not self._is_alive(process):
+                raise self._death(process, job, arguments) from None
+            self._break_off(process)
+            raise
+        except Exception:  # a callback that failed: the answer must not reach the next call
+            self._break_off(process)
+            raise
+        except BaseException:  # Ctrl-C
             self._end(process)
             raise
 
+    def _break_off(self, process) -> None:
+        """End a process once the call that is being finished there, if any, has its answer."""
+        if self._finishing.acquire(timeout=ENDING_S):
+            self._finishing.release()
+        self._end(process)
+
     def _death(self, process, job: str, arguments: dict) -> ChildFailed:
-        self._bury(process)
+        self._end(process)
         what = " ".join(str(arguments[key]) for key in ("stage", "shard") if key in arguments) or job
         if self._killed:
             return ChildEnded(f"{what}: its process was ended; run the same command again")
@@ -199,7 +210,7 @@ def _serve(pipe: Connection, behind: Connection, environment: dict[str, str]) ->
     for job, arguments in _calls(pipe):
         finish = _tell(pipe, lambda: jobs.JOBS[job](progress, **arguments))
         if finish:
-            finishing.submit(_tell, behind, finish)
+            finishing.submit(_tell, behind, finish).add_done_callback(_told)
             _send(pipe, "begun", None)
 
 
@@ -212,6 +223,12 @@ def _tell(pipe: Connection, work: Callable[[], object]) -> Callable[[], object] 
         _send(pipe, "done", result)
     except Exception as error:  # everything is told to the parent, which decides
         _send(pipe, "error", (_family(error), _line(error), traceback.format_exc()))
+
+
+def _told(finishing: Future) -> None:
+    """A thread that could not tell leaves its caller waiting: the process ends, as it would in its main thread."""
+    if finishing.exception():
+        os.killpg(0, signal.SIGKILL)
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:

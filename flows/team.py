@@ -56,6 +56,7 @@ class Seat:
         self._engine = Child(self._environment)
         self._other = Child(self._environment)
         self._stage: str | None = None
+        self.killed = False
 
     def child(self, stage: str) -> Child:
         """The child for a stage; that of the stage before gives the device back."""
@@ -74,7 +75,8 @@ class Seat:
         self._other.close()
 
     def kill(self) -> None:
-        """End the children at once, also in the middle of a call."""
+        """End the children at once and for good, also in the middle of a call."""
+        self.killed = True
         self._engine.kill()
         self._other.kill()
 
@@ -116,6 +118,9 @@ class Team:
         keeps = config["rollout"]["engine"]["type"] == "vllm"
         groups = self._groups(stages, config)
         keys = [(index, tuple(gpus), pinned) for index, (gpus, pinned) in enumerate(groups)]
+        for key in keys:
+            if key in self._seats and self._seats[key].killed:  # a flow that Prefect was told to retry
+                self._seats.pop(key).close()
         return [self._seats.setdefault(key, Seat(*key[1:], keeps)) for key in keys]
 
     def child(self, stage: str, config: dict) -> Child:
@@ -183,19 +188,22 @@ def _sit_together(seats: Sequence[Seat], work: Work, play: Play) -> None:
 def _sit(seat: Seat, work: Work, play: Play) -> None:
     """Compute shards until nothing is left, then give the device back. While one is being finished the next is begun,
     in the same child: only of the same stage, since the child of another wants the device for itself."""
-    stage, place, begun = None, None, []
+    stage, begun = None, []
     try:
         while place := work.take(stage):
             if place[0] != stage:
                 _join(begun)
             stage = place[0]
-            begun = [each for each in begun if each.is_alive()] + [_Playing(seat.child(stage), work, play, place)]
+            begun = [each for each in begun if each.is_alive()] + [_Playing(seat, work, play, place)]
             begun[-1].free.wait()
         _join(begun)
         if work.error is None:
             seat.rest()
-    except BaseException as error:  # Ctrl-C, or a child that cannot be started
-        work.stop(error, place)
+    except Exception as error:  # the store is away: what was begun is finished
+        work.stop(error)
+        _join(begun)
+    except BaseException as error:  # Ctrl-C
+        work.stop(error)
     if work.error:
         seat.kill()
         _join(begun)
@@ -204,14 +212,14 @@ def _sit(seat: Seat, work: Work, play: Play) -> None:
 class _Playing(threading.Thread):
     """A shard that is played in a thread of its own; `free` is set once its child can begin another."""
 
-    def __init__(self, child: Child, work: Work, play: Play, place: Place):
-        super().__init__(target=copy_context().run, args=(self._play, child, work, play, place), daemon=True)
+    def __init__(self, seat: Seat, work: Work, play: Play, place: Place):
+        super().__init__(target=copy_context().run, args=(self._play, seat, work, play, place), daemon=True)
         self.free = threading.Event()
         self.start()
 
-    def _play(self, child: Child, work: Work, play: Play, place: Place) -> None:
+    def _play(self, seat: Seat, work: Work, play: Play, place: Place) -> None:
         try:
-            play(Lent(child, self.free.set), *place)
+            play(Lent(seat.child(place[0]), self.free.set), *place)
             work.done(*place)
         except BaseException as error:
             work.stop(error, place)

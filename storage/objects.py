@@ -151,7 +151,10 @@ class LocalStore:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", "")
             elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(TEMP_PREFIX):
-                stat = entry.stat()
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:  # a claim that was given back since
+                    continue
                 yield ObjectInfo(prefix + entry.name, stat.st_size, stat.st_mtime)
 
 

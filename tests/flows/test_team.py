@@ -246,6 +246,48 @@ def test_a_shard_that_fails_while_it_is_being_finished_fails_alone_and_nothing_m
     assert not list(store.rglob(".tmp-*")) and len(list(store.rglob("tokens/**/*.parquet"))) == len(begun) - 1
 
 
+class Away(Work):
+    """Whose store is away once the first shard is handed out."""
+
+    def take(self, before: str | None):
+        if self.handed_out:
+            raise OSError("the store is away")
+        return super().take(before)
+
+
+def test_what_was_begun_is_finished_where_the_store_is_away_when_the_next_is_asked_for(written, tmp_path):
+    round = Round(open_store(str(shutil.copytree(written / "store", tmp_path / "store"))), "tiny", 0)
+
+    def play(child, stage: str, shard: int) -> None:
+        child.call("shard", silent, stage=stage, shard=shard, **at(tmp_path / "store"))
+
+    with Team(Workers()) as team, pytest.raises(OSError, match="the store is away"):
+        compute(team.seats(["score"], config(type="transformers")), Away(round, {"score": [0, 1, 2]}), play)
+    assert round.receipt("score", 0) and round.pending("score") == [1, 2]
+
+
+def test_a_callback_that_fails_is_what_is_told_and_the_shard_before_is_finished(written, tmp_path):
+    round = Round(open_store(str(shutil.copytree(written / "store", tmp_path / "store"))), "tiny", 0)
+
+    def closed(what: str, done: int, total: int) -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+    def play(child, stage: str, shard: int) -> None:
+        child.call("shard", closed if shard else silent, stage=stage, shard=shard, **at(tmp_path / "store"))
+
+    with Team(Workers()) as team, pytest.raises(BrokenPipeError, match="the terminal is gone"):
+        compute(team.seats(["score"], config(type="transformers")), Work(round, {"score": [0, 1, 2]}), play)
+    assert round.receipt("score", 0) and 2 in round.pending("score")
+
+
+def test_a_team_replaces_a_seat_that_was_killed():
+    with Team(Workers()) as team:
+        (seat,) = team.seats(["score"], config(type="transformers"))
+        seat.kill()
+        (other,) = team.seats(["score"], config(type="transformers"))
+        assert other is not seat and other.child("score").call("rest", silent) == {}
+
+
 def damaged(store: Path, copy: Path) -> Path:
     """The same round, but the log-probs of shard 1's rollouts are not the student's."""
     shutil.copytree(store, copy, ignore=lambda folder, names: [name for name in names if "rollout-1" in name])

@@ -107,6 +107,13 @@ def jobs_of(server: PrefectServer, run: str) -> list[dict]:
     return [each for each in found if " round 0 [" in each["name"]]
 
 
+def ended(jobs: list[dict]) -> bool:
+    """Whether all flow runs ended well. One worker may be done with the evaluation, which is short, before the other
+    has its flow run: that one is cancelled."""
+    states = {step: {job["state_type"] for job in jobs if step in job["name"]} for step in ("rollout", "evaluate")}
+    return states["rollout"] == {"COMPLETED"} and "COMPLETED" in states["evaluate"] <= {"COMPLETED", "CANCELLED"}
+
+
 def computed(server: PrefectServer, jobs: list[dict]) -> Counter:
     """Names of completed task runs of these flow runs."""
     done = {"type": {"any_": ["COMPLETED"]}}
@@ -126,7 +133,7 @@ def test_two_workers_finish_the_shards_of_a_round_and_no_shard_is_done_twice(pre
     round = tmp_path / "store/run=pooled/round=0"
     assert (round / "manifest.json").exists() and not list(round.glob("claims/*/*"))
     jobs = jobs_of(prefect, "pooled")
-    assert all(job["work_pool_name"] == "opd-gpus" and job["state_type"] == "COMPLETED" for job in jobs)
+    assert {job["work_pool_name"] for job in jobs} == {"opd-gpus"} and ended(jobs)
     wait_for(lambda: computed(prefect, jobs) == SHARDS, 30)  # task runs reach the API through a queue
     receipts = Counter(file.stem.replace("-", " ") for file in (round / "receipts").iterdir())
     assert receipts & SHARDS == SHARDS and len(list(round.rglob("part-*.parquet"))) == receipts.total()
@@ -168,8 +175,9 @@ def test_a_worker_that_waits_for_its_device_is_not_given_up_and_ends_when_nothin
         said = run.communicate(timeout=200)[0]
     assert run.returncode == 0 and "is asked again" not in said, said
     jobs = jobs_of(prefect, "patient")
-    assert Counter(job["state_type"] for job in jobs) == {"COMPLETED": 4}, "two for each of two steps"
-    assert Counter("while this one waited" in job["state"]["message"] for job in jobs) == {True: 2, False: 2}
+    assert len(jobs) == 4 and ended(jobs), "two for each of two steps"
+    rolled_out = [job for job in jobs if "rollout" in job["name"]]
+    assert Counter("while this one waited" in job["state"]["message"] for job in rolled_out) == {True: 1, False: 1}
 
 
 @pytest.mark.timeout(300)

@@ -89,3 +89,25 @@ def test_a_worker_without_a_shard_is_seen_to_live_until_it_leaves_or_its_stage_i
     watching.clear()
     worker.renew()
     assert watching.look() == {}, "who comes back after the end leaves nothing behind"
+
+
+def test_who_looks_while_others_renew_and_give_back_sees_no_error(store):
+    owner, looker, over = claims(store), claims(store), threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            for shard in range(16):
+                owner.take("score", shard)
+            for _ in range(4):
+                owner.renew()
+            for shard in range(16):
+                owner.give_back("score", shard)
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        for _ in range(400):
+            looker.look()
+    finally:
+        over.set()
+        working.join()
