@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -16,12 +17,12 @@ COMPARED = ("torch", "transformers", "tokenizers", "pyarrow")
 
 def versions() -> dict[str, str]:
     """Name -> version of Python and of what is installed of RECORDED."""
-    return dict(_versions())
+    return dict(_versions(tuple(sys.path)))
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    """Read once: 10 ms, which the fork server spends for its children (flows/preload.py)."""
+def _versions(_path: tuple[str, ...]) -> dict[str, str]:
+    """Read once for each path of packages: 10 ms, which the fork server spends for its children (flows/preload.py)."""
     found = {"python": platform.python_version()}
     for name in RECORDED:
         try:
