@@ -31,6 +31,7 @@ from flows import local
 from pipeline.config import RunConfig, load_config
 from storage.objects import open_store
 from storage.rounds import Round
+from tests.flows.processes import descendants, stage_children
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def targets(result: dict) -> list[Target]:
         Target("fixed cost of a small round, s", here["round_s"], LIMIT_S, at_most=True),
         Target("fixed cost of a small round through Prefect, s", prefect.get("round_s"), LIMIT_S, at_most=True),
         *(Target(f"{what}: rise over rounds {FROM} to the last, share of the mean", here.get(f"{what}_rise"), RISE,
-                 at_most=True) for what in ("seconds", "cpu", "parent_rss", "server_rss")),
+                 at_most=True) for what in ("seconds", "cpu", "parent_rss", "child_rss")),
         Target("fixed cost of a GSM8K round, share of it", gsm8k.get("share"), 0.05, at_most=True),
     ]
 
@@ -74,22 +75,22 @@ def targets(result: dict) -> list[Target]:
 def played_here(folder: Path, rounds: int) -> dict:
     """A run without Prefect: seconds and memory of each round."""
     config, begun = small(folder, rounds), time.perf_counter()
-    parent, server, spent = [], [], []
+    parent, child, spent = [], [], []
 
     def remember() -> None:
-        here, below = os.getpid(), children(os.getpid())
+        here, below = os.getpid(), descendants(os.getpid())
         parent.append(resident_mb(here))
-        server.append(max(map(resident_mb, below), default=0.0))
+        child.append(max(map(resident_mb, stage_children(here)), default=0.0))
         spent.append(cpu_seconds(here) + sum(map(cpu_seconds, below)))
 
     with stopwatch(remember) as seconds:
         local.distill(config, quiet)
     figures = {"rounds": rounds, "total_s": time.perf_counter() - begun, **split(config, seconds)}
     cpu = np.diff(spent, prepend=spent[0]).tolist()
-    for name, values in (("seconds", seconds), ("cpu", cpu), ("parent_rss", parent), ("server_rss", server)):
+    for name, values in (("seconds", seconds), ("cpu", cpu), ("parent_rss", parent), ("child_rss", child)):
         figures[f"{name}_rise"] = rise(values[FROM:])
         figures[f"{name}_of_rounds"] = [round(value, 4) for value in values]
-    return figures | {"cpu_s": median(cpu[1:]), "parent_rss_mb": parent[-1], "server_rss_mb": server[-1]}
+    return figures | {"cpu_s": median(cpu[1:]), "parent_rss_mb": parent[-1], "child_rss_mb": child[-1]}
 
 
 @contextlib.contextmanager
@@ -190,9 +191,6 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], text=True, capture_output=True).stdout.split()
-    return [int(each) for each in found]
 
 
 if __name__ == "__main__":

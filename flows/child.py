@@ -1,8 +1,8 @@
 """Work in a child process that can be watched and killed.
 
 The child is forked from a server that has torch and transformers imported and has never touched a device: 0.1 s
-instead of 4 s per stage, and GPU memory comes back when the stage ends. One child serves the shards of one stage, so
-models are loaded once per stage. What it may do is listed in flows/jobs.py.
+instead of 4 s, and GPU memory comes back when it ends. It remembers what it has loaded from call to call; how long it
+lives is decided in flows/team.py. What it may do is listed in flows/jobs.py.
 
     with Child() as child:
         receipt = child.call("shard", on_progress, store=url, run="a", number=3, stage="score", shard=7)

@@ -67,6 +67,14 @@ def rest(progress: Progress) -> dict:
     return {}
 
 
+def drop(progress: Progress) -> dict:
+    """Forget the models of a stage that is over, so that those of the next have room."""
+    from pipeline import kept
+
+    kept.drop()
+    return {}
+
+
 def end_engine(progress: Progress) -> dict:
     """End a kept rollout engine."""
     from pipeline.rollout import engine
@@ -137,7 +145,7 @@ def track(progress: Progress, store: str, run: str, number: int, trackers: list[
     return feed(open_store(store), run, number, TypeAdapter(list[Tracker]).validate_python(trackers), progress)
 
 
-JOBS = {job.__name__: job for job in (start, preview, plan, shard, rest, end_engine, branch, check, make_pair,
+JOBS = {job.__name__: job for job in (start, preview, plan, shard, rest, drop, end_engine, branch, check, make_pair,
                                       evaluate_model, report, summary, track)}
 
 

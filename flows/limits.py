@@ -1,7 +1,7 @@
 """Concurrency limits on the Prefect server: one for each device of this machine, one for each run.
 
-A stage holds its device's limit from before its child process starts until that has ended, shard after shard: its
-models stay in memory between shards, so a slot that was given back in between would let two runs share a GPU. Who
+A stage holds its device's limit from before its child process loads models until they are gone, shard after shard:
+they stay in memory between shards, so a slot that was given back in between would let two runs share a GPU. Who
 plays a run holds the run's limit. `opd doctor --fix` makes the limits of devices, and one that is missing fails the
 flow run at once; the first flow run of a run makes the run's.
 

@@ -78,7 +78,7 @@ def _play(store: str, run: str, number: int, team: Team) -> State:
 
 
 def _compute_here(where: dict, work: Work, team: Team, config: dict) -> None:
-    """Compute shards on this machine, holding the devices from before their processes start until these have ended."""
+    """Compute shards on this machine, holding the devices from before models are loaded until they are gone."""
     progress = StageProgress(where["run"], where["number"], ", ".join(work.stages), work.total)
 
     def play(child: Child, stage: str, shard: int) -> None:

@@ -1,12 +1,12 @@
 """Whether a round's checkpoint, teacher, rollouts and tokens are those that it was planned for: checked before use."""
 
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
+from pipeline.kept import kept
 from pipeline.models import config_hash, fingerprint, load_tokenizer, pinned, resolve
 from pipeline.models.files import generation_eos
 from pipeline.models.vocabulary import template_hash, tokenizer_hash
@@ -53,9 +53,9 @@ def writing_teacher(context: RoundContext) -> tuple[Model, Any]:
     return model, tokenizer
 
 
-@lru_cache(maxsize=1)
+@kept
 def _check_teacher(model: Model, weights: str, config: str) -> None:
-    """Once per process: hashing the weights of a large teacher takes a minute."""
+    """Once per stage: hashing the weights of a large teacher takes a minute."""
     folder = resolve(model)
     for what, found, expected in (("weights", fingerprint(folder), weights),
                                   ("config.json", config_hash(folder), config)):

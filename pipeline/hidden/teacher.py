@@ -4,7 +4,6 @@ Shapes: N rows of `tokens`, R rows of a batch, D model width, B bytes.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import torch
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
 from pipeline.hidden import coding
+from pipeline.kept import kept
 from pipeline.models import device, load_model, output_head
 from pipeline.provenance import teacher_model
 from pipeline.score.packed import PackedTrunk
@@ -32,7 +32,7 @@ def checked_teacher(context: RoundContext) -> torch.nn.Module:
     return teacher
 
 
-@lru_cache(maxsize=1)
+@kept
 def _load(model: Model) -> torch.nn.Module:
     """Kept for the next shard of this process."""
     return load_model(model, device=device())

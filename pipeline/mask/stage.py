@@ -13,12 +13,12 @@ any mask is written; they need no config, and whoever doubts a round can run the
 
 import importlib.util
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import pyarrow as pa
 
 from pipeline.config.model import Detector, Mask, SpecialTokens, SqlMask
 from pipeline.context import RoundContext
+from pipeline.kept import kept
 from pipeline.mask import detector, sources, special_tokens, sql
 from pipeline.mask.marks import Marks, counts, mask_table
 from storage.checks import refuse_silent_round
@@ -90,7 +90,7 @@ class _Keyed:
     context: RoundContext = field(compare=False)
 
 
-@lru_cache(maxsize=1)
+@kept
 def _evaluated(keyed: _Keyed) -> list[Evaluated]:
     context, masks = keyed.context, keyed.context.config.mask
     context.progress("check scores", 0, len(masks) + 1)

@@ -7,18 +7,31 @@ and every epoch still asks each prompt once.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from storage.errors import UserError
 
 
 def hash63(*parts: int | str | None) -> int:
     """The first 63 bits of sha256 over the parts, each with its type and length."""
-    digest = hashlib.sha256()
-    for part in parts:
-        text = repr(part).encode()
-        digest.update(len(text).to_bytes(8, "little") + text)
-    return int.from_bytes(digest.digest()[:8], "big") >> 1
+    return hasher63(*parts)()
+
+
+def hasher63(*first: int | str | None) -> Callable[..., int]:
+    """hash63 of many that begin with the same parts, which are hashed once: takes the rest of the parts."""
+    begun = hashlib.sha256(_framed(first))
+
+    def hash63(*rest: int | str | None) -> int:
+        digest = begun.copy()
+        digest.update(_framed(rest))
+        return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+    return hash63
+
+
+def _framed(parts: Iterable[int | str | None]) -> bytes:
+    texts = [repr(part).encode() for part in parts]
+    return b"".join(len(text).to_bytes(8, "little") + text for text in texts)
 
 
 def rollout_id(seed: int, round: int, prompt_id: int, sample: int) -> int:
@@ -53,7 +66,7 @@ def check_size(pool: int, count: int) -> None:
 
 def _epoch(pool: list[int], seed: int, epoch: int, previous: list[int], count: int) -> list[int]:
     """The order of one epoch, given that of the epoch before (not used where a round begins with this epoch)."""
-    order = sorted(pool, key=lambda prompt_id: hash63("order", seed, epoch, prompt_id))
+    order = sorted(pool, key=hasher63("order", seed, epoch))
     drawn = epoch * len(pool) % count  # slots that the round across the border has in the previous epoch
     if drawn == 0:
         return order

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.config.model import Model, Prompts
-from pipeline.prompts.draw import check_size, hash63
+from pipeline.prompts.draw import check_size, hasher63
 from pipeline.prompts.local_copies import data_folder
 from pipeline.prompts.sources import read_source
 from pipeline.prompts.templates import as_json, check_template, encode, messages_of
@@ -52,10 +52,11 @@ def _read_prompts(prompts: Prompts, _folder) -> tuple[dict[int, Prompt], int]:
     check_template(prompts)
     problems = read_source(prompts.source)
     name = problems.name
+    id_of = hasher63("prompt", prompts.task, name)
     found: dict[int, Prompt] = {}
     for row in problems.rows:
         messages = as_json(messages_of(row.question, prompts, f"{name}: row {row.number}"))
-        prompt_id = hash63("prompt", prompts.task, name, messages, row.answer)
+        prompt_id = id_of(messages, row.answer)
         found.setdefault(prompt_id, Prompt(prompt_id, prompts.task, name, row.number, messages, row.answer,
                                            row.solution))
     return found, problems.total - len(found)

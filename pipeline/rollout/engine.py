@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config.model import Engine, Model, Rollout
+from pipeline.kept import on_drop
 from storage.errors import UserError
 from storage.weights import read_json
 
@@ -148,6 +149,9 @@ def close() -> None:
     if _opened is not None and hasattr(_opened.engine, "close"):
         _opened.engine.close()
     _opened = None
+
+
+on_drop(close)
 
 
 def _start(settings: Engine, model: Model, folder: Path) -> RolloutEngine:

@@ -15,7 +15,6 @@ A model that cannot be packed (packed.py) is scored all the same, padded and slo
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from torch import nn
 
 from pipeline.config.model import Model
 from pipeline.context import RoundContext
+from pipeline.kept import kept
 from pipeline.models import device, load_model
 from pipeline.provenance import check_tokens, check_writer, planned_checkpoint, teacher_model
 from pipeline.score.by_vllm.scores import score_by_vllm
@@ -108,13 +108,13 @@ def _teacher(context: RoundContext, models: dict[str, nn.Module]) -> nn.Module:
     return models["teacher"]
 
 
-@lru_cache(maxsize=1)
+@kept
 def _load_student(folder: Path, settings: Model, fingerprint: str):
     """Kept for the next shard of this process; `fingerprint` makes another checkpoint another entry."""
     return load_model(folder, dtype=settings.dtype, attention=settings.attention, device=device(),
                       trust_remote_code=settings.trust_remote_code)
 
 
-@lru_cache(maxsize=1)
+@kept
 def _load_teacher(model: Model):
     return load_model(model, device=device())

@@ -16,14 +16,16 @@ import pytest
 from flows import limits
 from flows.child import Child, ChildFailed
 from flows.cli import main
-from flows.local import play_stage
+from flows.local import distill, play_stage
 from flows.team import Seat, Team, compute
 from flows.work import Work
 from pipeline.config import load_config
 from pipeline.config.workers import Workers
 from pipeline.context import silent
+from pipeline.stages import commit_round
 from storage.claims import Claims
 from storage.errors import IntegrityError, UserError
+from storage.layout import STAGES
 from storage.objects import open_store
 from storage.rounds import Round
 from tests.tiny import make_tiny
@@ -111,18 +113,53 @@ def test_more_processes_than_gpus_are_one_line(four_gpus):
         Team(Workers(processes=3)).seats(["rollout"], config(data_parallel=2))
 
 
-def test_a_vllm_engine_stays_from_stage_to_stage_and_other_children_end_with_theirs():
-    seat = Seat((), pinned=False, keeps_engine=True)
+@pytest.mark.parametrize("gpus", [(), GPUS[:1]])
+def test_a_vllm_engine_stays_from_stage_to_stage_and_on_a_gpu_other_children_end_with_theirs(gpus):
+    seat = Seat(gpus, pinned=False, keeps_engine=True)
     pids = []
     for stage in ("rollout", "score", "rollout", "score"):
         child = seat.child(stage)
         child.call("rest", silent)
         pids.append(child._process.pid)
-    assert pids[0] == pids[2] and pids[1] != pids[3]
+    assert pids[0] == pids[2] and (pids[1] != pids[3]) == bool(gpus)
     seat.rest()
-    assert seat._engine.alive and not seat._other.alive
+    assert seat._engine.alive and seat._other.alive == (not gpus)
     seat.close()
-    assert not seat._engine.alive
+    assert not seat._engine.alive and not seat._other.alive
+
+
+def test_one_child_serves_a_run_without_a_gpu_and_writes_what_children_of_one_stage_each_write(tmp_path):
+    config = load_config(make_tiny(tmp_path, rounds=2))
+    distill(config, lambda title: silent)
+    where = {"store": str(tmp_path / "apart"), "run": "tiny"}
+    with Child() as child:
+        child.call("start", silent, config={**config.model_dump(mode="json"), "store": where["store"]})
+    pids = {name: set() for name in ("together", "apart")}
+    for number in range(2):
+        together, apart = (Round(open_store(store), "tiny", number) for store in (config.store, where["store"]))
+        with Child() as child:
+            child.call("plan", silent, **where, number=number)
+        for stage in STAGES:
+            play_stage({**where, "number": number}, stage, apart.pending(stage), lambda title: silent)
+        commit_round(apart)
+        assert apart.manifest().id == together.manifest().id
+        for name, round in (("together", together), ("apart", apart)):
+            pids[name] |= {timing["pid"] for timing in round.timings()}
+    stages = {timing["stage"] for timing in together.timings()}
+    assert len(pids["together"]) == 1 and len(pids["apart"]) == 2 * len(stages)
+
+
+def test_a_child_that_died_between_two_stages_is_followed_by_another():
+    seat = Seat((), pinned=False, keeps_engine=False)
+    child = seat.child("rollout")
+    child.call("rest", silent)
+    os.kill(child._process.pid, signal.SIGSTOP)  # alive to the eye, and dead before it answers
+    threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGKILL)).start()
+    first = child._process.pid
+    seat.rest()
+    seat.child("score").call("rest", silent)
+    assert seat.child("score")._process.pid != first
+    seat.close()
 
 
 @pytest.mark.parametrize("end", ["close", "kill"])

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.config.model import Model
 from pipeline.config.teachers import VllmTeacher
 from pipeline.context import RoundContext
+from pipeline.kept import on_drop
 from pipeline.models import resolve
 from pipeline.provenance import teacher_model
 from pipeline.score.by_vllm.columns import Listed, entries_asked
@@ -128,6 +129,9 @@ def close() -> None:
     if _opened is not None:
         _opened.teacher.close()
     _opened = None
+
+
+on_drop(close)
 
 
 def _split_up(said: Arrays, counts: list[int], entries: int, token_N: np.ndarray) -> list[Listed]:

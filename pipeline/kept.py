@@ -1,0 +1,44 @@
+"""What a process keeps from shard to shard of a stage, so that it is loaded once, and drops when the stage is over.
+
+    @kept
+    def _load(model): ...            # remembers the last result
+
+    on_drop(close)                   # what is kept in another way
+
+A process that computes one stage after the other calls `drop` in between: two stages' models need not fit together.
+"""
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable
+from functools import lru_cache
+
+_drops: list[Callable[[], object]] = []
+
+
+def kept(load: Callable) -> Callable:
+    """`load`, which remembers its last result until `drop`."""
+    remembering = lru_cache(maxsize=1)(load)
+    on_drop(remembering.cache_clear)
+    return remembering
+
+
+def on_drop(forget: Callable[[], object]) -> None:
+    """Call `forget` when what this process keeps is dropped."""
+    _drops.append(forget)
+
+
+def drop() -> None:
+    """Forget all that is kept, and give its memory back."""
+    for forget in _drops:
+        forget()
+    gc.collect()  # modules that refer to themselves
+    _trim()
+
+
+def _trim() -> None:
+    """Have glibc, where it is, return the pages of what is freed: after a step of a student of 1.6 GB a process kept
+    1.2 of its 4.4 GB without, and 0.5 with, as many as before."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
