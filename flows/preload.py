@@ -1,8 +1,8 @@
 """What the fork server imports before it forks the first child: everything that a stage would spend its time on.
 
 Imported by that process alone. Nothing here may touch a device or start a thread. Measured per child, of which a round
-has six on a GPU: `import transformers` and its parts 4 s, pandas 0.15 s (pyarrow imports it at the first conversion), duckdb
-and fsspec 0.04 s each, the table by which transformers renames weights 0.09 s, the versions installed 0.01 s.
+on a GPU has six: `import transformers` and its parts 4 s, pandas 0.15 s (pyarrow imports it at the first conversion),
+duckdb and fsspec 0.04 s each, the table by which transformers renames weights 0.09 s, the versions installed 0.01 s.
 """
 
 import atexit

@@ -17,24 +17,24 @@ LOADING = ("rollout", "score", "hidden", "continuation", "evaluate")
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """After each stage of a round: how many layers of models the process holds, before and after they are dropped."""
+    """After each stage of a round: how many layers of models this process holds, before they are dropped and after."""
     folder = tmp_path_factory.mktemp("kept")
     config = load_config(make_tiny(folder, **{"score.teacher_hidden_states": "bfloat16", "continuation.depths": [0, 4]}))
     start_run(config)
     context, found = open_context(config.store, config.run, 0), {}
     stages.plan(context)
     kept.drop()
-    before = layers()
+    before = modules()
     for stage in ("prompts", "rollout", "score", "hidden", "continuation", "mask", "train", "evaluate"):
         for shard in context.round.shard_indices(stage):
             stages.run_shard(context, stage, shard)
-        held = layers()
+        held = modules()
         kept.drop()
-        found[stage] = held - before, layers() - before
+        found[stage] = held - before, modules() - before
     return found
 
 
-def layers() -> int:
+def modules() -> int:
     gc.collect()
     return sum(issubclass(type(each), torch.nn.Module) for each in gc.get_objects())
 
