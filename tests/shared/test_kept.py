@@ -17,9 +17,10 @@ LOADING = ("rollout", "score", "hidden", "continuation", "evaluate")
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """After each stage of a round: how many layers of models this process holds, before they are dropped and after."""
+    """After each stage of a round: how many modules this process holds, before they are dropped and after."""
     folder = tmp_path_factory.mktemp("kept")
-    config = load_config(make_tiny(folder, **{"score.teacher_hidden_states": "bfloat16", "continuation.depths": [0, 4]}))
+    asked = {"score.teacher_hidden_states": "bfloat16", "continuation.depths": [0, 4]}
+    config = load_config(make_tiny(folder, **asked))
     start_run(config)
     context, found = open_context(config.store, config.run, 0), {}
     stages.plan(context)
