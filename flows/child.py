@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -144,7 +145,8 @@ class Child:
         server.set_forkserver_preload(["flows.preload"])
         (self._pipe, theirs), (self._behind, their_behind) = server.Pipe(), server.Pipe()
         process = server.Process(target=_serve, args=(theirs, their_behind, self._environment))
-        process.start()
+        with _short_enough():
+            process.start()
         self._process = process  # not before: one that Ctrl-C kept from starting cannot be joined
         theirs.close()
         their_behind.close()
@@ -229,6 +231,19 @@ def _told(finishing: Future) -> None:
     """A thread that could not tell leaves its caller waiting: the process ends, as it would in its main thread."""
     if finishing.exception():
         os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _short_enough() -> Iterator[None]:
+    """Raise UserError for a temporary folder in whose name the fork server's socket, of 107 bytes at most, has no
+    place."""
+    try:
+        yield
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise UserError(f"the temporary folder {tempfile.gettempdir()} has too long a name for a socket in it: set "
+                        "TMPDIR to another one, of 70 characters at most") from None
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:

@@ -72,8 +72,8 @@ class Work:
     def _look_elsewhere(self) -> None:
         """Claims first: one that is gone has left a receipt."""
         self._claims.look()
-        self._left -= {(stage, shard) for stage, shard in self._left - self._taken
-                       if self._round.receipt(stage, shard)}
+        pending = {(stage, shard) for stage in self.stages for shard in self._round.pending(stage)}
+        self._left &= pending | self._taken
 
     def _let_go(self, stage: str, shard: int) -> None:
         self._taken.discard((stage, shard))

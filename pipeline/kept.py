@@ -11,6 +11,7 @@ A process that computes one stage after the other calls `drop` in between: two s
 import contextlib
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -35,6 +36,8 @@ def drop() -> None:
         forget()
     gc.collect()  # modules that refer to themselves
     _trim()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():  # a GPU that no nvidia-smi told of
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def _trim() -> None:

@@ -64,8 +64,12 @@ def stage_commit(run: str, number: int, stage: str) -> str:
     return f"{round_prefix(run, number)}{_stage(stage)}.json"
 
 
+def receipts_prefix(run: str, number: int, stage: str) -> str:
+    return f"{round_prefix(run, number)}receipts/{_stage(stage)}-"
+
+
 def receipt(run: str, number: int, stage: str, shard: int) -> str:
-    return f"{round_prefix(run, number)}receipts/{_stage(stage)}-{int(shard)}.json"
+    return f"{receipts_prefix(run, number, stage)}{int(shard)}.json"
 
 
 def timing(run: str, number: int, stage: str, shard: int) -> str:

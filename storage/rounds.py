@@ -102,8 +102,13 @@ class Round:
         return [receipt for receipt in found if receipt]
 
     def pending(self, stage: str) -> list[int]:
-        """Shards without a receipt: what is left to do."""
-        return [shard for shard in self.shard_indices(stage) if not self.receipt(stage, shard)]
+        """Shards without a receipt: what is left to do. One listing, however many shards: on S3 each receipt that is
+        not there would be two requests."""
+        keys = {shard: self._receipt_key(stage, shard) for shard in self.shard_indices(stage)}
+        if self._receipts.keys() >= set(keys.values()):
+            return []
+        there = {info.key for info in self.store.list(layout.receipts_prefix(self.run, self.number, stage))}
+        return [shard for shard, key in keys.items() if key not in there]
 
     def finish(self, stage: str, shard: int, table_name: str, table: pa.Table, *, inputs: dict[str, str],
                facts: dict[str, Any] | None = None, scores: str | None = None,

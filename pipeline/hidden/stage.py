@@ -7,6 +7,8 @@ one hidden state per row of `tokens`, and its head once per run. Objectives over
 without a teacher. The receipt's facts say how the numbers are coded (coding.py) and what they cost.
 """
 
+from collections.abc import Callable
+
 from pipeline.context import RoundContext
 from pipeline.hidden import coding
 from pipeline.hidden.head import store_head
@@ -19,6 +21,12 @@ from storage.rounds import CheckpointFiles, Receipt
 
 def run(context: RoundContext, shard: int) -> Receipt:
     """Write the shard's hidden states and finish it."""
+    return begin(context, shard)()
+
+
+def begin(context: RoundContext, shard: int) -> Callable[[], Receipt]:
+    """Do what needs the teacher. What is returned does the rest, in another thread if need be: Parquet, hash and store
+    of kilobytes per token."""
     rollouts = context.round.read("rollout", shard)
     where = f"round {context.number} of {context.run}, shard {shard}"
     check_tokens(rollouts, where)
@@ -30,8 +38,12 @@ def run(context: RoundContext, shard: int) -> Receipt:
     key = teacher_key(context.document, context.config)
     facts = {"dtype": dtype, "width": width, "bytes_per_token": coding.bytes_per_token(dtype, width),
              "teacher_key": key}
-    return context.round.finish("hidden", shard, "hidden", table, inputs=context.round.input_files("rollout", shard),
-                                facts=facts, head=_head(context, key))
+
+    def finish() -> Receipt:
+        return context.round.finish("hidden", shard, "hidden", table, facts=facts, head=_head(context, key),
+                                    inputs=context.round.input_files("rollout", shard))
+
+    return finish
 
 
 def _head(context: RoundContext, key: str) -> CheckpointFiles:

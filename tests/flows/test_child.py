@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -99,3 +101,12 @@ def test_a_child_that_is_killed_while_it_is_being_started_does_not_live(tmp_path
                     child.call("rest", quiet)
             killer.join()
             wait_for(lambda: not child.alive, 10)
+
+
+def test_a_temporary_folder_with_too_long_a_name_is_one_line(tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "start", make_tiny(tmp_path)], text=True,
+                          capture_output=True, env={**os.environ, "TMPDIR": str(folder)})
+    assert done.returncode == 2, done.stderr
+    assert f"opd: the temporary folder {folder} has too long a name" in done.stderr.splitlines()[-1]

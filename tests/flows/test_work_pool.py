@@ -7,18 +7,25 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
 from flows.limits import limits_of
+from storage import layout
 from storage.claims import Claims
+from storage.errors import MissingObject
 from storage.objects import open_store
+from storage.rounds import Round
 from tests.flows.prefect_server import PrefectServer
 from tests.flows.processes import descendants, kill_all, wait_for
+from tests.s3_server import s3_server
 from tests.tiny import make_tiny
 
 GPUS = ("GPU-0a000000-0000-4000-8000-000000000001", "GPU-0b000000-0000-4000-8000-000000000002")
@@ -49,16 +56,26 @@ def two_workers(server: PrefectServer, folder: Path, gpus: dict[str, str]):
     for name in limits_of(GPUS):
         with server.held(name):
             pass
-    return [server.worker("opd-gpus", folder / f"{index}.log", "--limit", "1", "--name", f"{folder.name}-{index}",
-                          CUDA_VISIBLE_DEVICES=gpu, **gpus) for index, gpu in enumerate(GPUS)]
+    return [machine(server, folder, index, CUDA_VISIBLE_DEVICES=gpu, **gpus) for index, gpu in enumerate(GPUS)]
+
+
+@contextlib.contextmanager
+def machine(server: PrefectServer, folder: Path, index: int, **environment: str) -> Iterator[subprocess.Popen]:
+    """A worker with a temporary folder, a Prefect home and results of its own."""
+    with tempfile.TemporaryDirectory(prefix="opd-", ignore_cleanup_errors=True) as own:
+        where = {"TMPDIR": own, "PREFECT_HOME": f"{own}/home", "PREFECT_RESULTS_LOCAL_STORAGE_PATH": f"{own}/results"}
+        with server.worker("opd-gpus", folder / f"{index}.log", "--limit", "1", "--name", f"{folder.name}-{index}",
+                           **where, **environment) as worker:
+            yield worker
 
 
 class Held:
     """Claims of the test on every rollout shard of a round that has not begun: its workers wait for them."""
 
-    def __init__(self, store: Path, run: str):
-        self._round = store / f"run={run}/round=0"
-        self._claims, self._over = Claims(open_store(store, create=True), run, 0, SMALL["workers.lease_s"]), Event()
+    def __init__(self, store: str | Path, run: str):
+        self._store, self._over = open_store(store, create=True), Event()
+        self._round = Round(self._store, run, 0)
+        self._claims = Claims(self._store, run, 0, SMALL["workers.lease_s"])
         assert all(self._claims.take("rollout", shard) for shard in range(8))
         self._mine = set(self.owners())
 
@@ -81,7 +98,7 @@ class Held:
         wait_for(lambda: server.taken() >= set(limits_of(GPUS)), every=0.5)
         for shard in range(8):
             self._claims.give_back("rollout", shard)
-            wait_for(lambda: (self._round / f"receipts/rollout-{shard}.json").exists() or shard in self.at_work())
+            wait_for(lambda: self._round.receipt("rollout", shard) or shard in self.at_work())
             if len(set(self.at_work().values())) == 2:
                 return
         pytest.fail("one worker did everything")
@@ -91,10 +108,11 @@ class Held:
         return {shard: owner for shard, owner in self.owners().items() if owner not in self._mine}
 
     def owners(self) -> dict[int, str]:
-        found = {}
-        for file in self._round.glob("claims/rollout-*/*"):
-            with contextlib.suppress(FileNotFoundError):  # given back in between
-                found[int(file.parent.name.removeprefix("rollout-"))] = json.loads(file.read_text())["owner"]
+        found, prefix = {}, layout.claims_prefix(self._round.run, 0) + "rollout-"
+        for info in list(self._store.list(prefix)):
+            with contextlib.suppress(MissingObject):  # given back in between
+                shard = int(info.key.removeprefix(prefix).partition("/")[0])
+                found[shard] = json.loads(self._store.get(info.key))["owner"]
         return found
 
     def _renew(self) -> None:
@@ -120,25 +138,34 @@ def computed(server: PrefectServer, jobs: list[dict]) -> Counter:
     return Counter(each["name"] for job in jobs for each in server.task_runs(job["id"], state=done))
 
 
+@pytest.fixture
+def s3() -> Iterator[dict[str, str]]:
+    """The environment that reaches an S3 server."""
+    with s3_server():
+        yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
 @pytest.mark.timeout(400)
-def test_two_workers_finish_the_shards_of_a_round_and_no_shard_is_done_twice(prefect, tmp_path, gpus):
-    config = make_tiny(tmp_path, run="'pooled'", **SMALL)
-    first, second = two_workers(prefect, tmp_path, gpus)
-    with Held(tmp_path / "store", "pooled") as held, first, second:
-        run = prefect.begin("run", config, **gpus)
+def test_two_workers_that_share_a_store_on_s3_finish_a_round_and_no_shard_is_done_twice(prefect, tmp_path, gpus, s3):
+    store = "s3://bucket/shared"
+    config = make_tiny(tmp_path, run="'pooled'", store=f"'{store}'", **SMALL)
+    first, second = two_workers(prefect, tmp_path, {**gpus, **s3})
+    with Held(store, "pooled") as held, first, second:
+        run = prefect.begin("run", config, **gpus, **s3)
         held.let_two_begin(prefect, "pooled")
         held.let_go()
         said = run.communicate(timeout=200)[0]
     assert run.returncode == 0, said
-    round = tmp_path / "store/run=pooled/round=0"
-    assert (round / "manifest.json").exists() and not list(round.glob("claims/*/*"))
+    round = Round(open_store(store), "pooled", 0)
+    keys = [info.key for info in round.store.list(layout.round_prefix("pooled", 0))]
+    assert round.manifest() and not any("/claims/" in key for key in keys)
     jobs = jobs_of(prefect, "pooled")
     assert {job["work_pool_name"] for job in jobs} == {"opd-gpus"} and ended(jobs)
     wait_for(lambda: computed(prefect, jobs) == SHARDS, 30)  # task runs reach the API through a queue
-    receipts = Counter(file.stem.replace("-", " ") for file in (round / "receipts").iterdir())
-    assert receipts & SHARDS == SHARDS and len(list(round.rglob("part-*.parquet"))) == receipts.total()
-    timings = [json.loads((round / f"timings/rollout-{shard}.json").read_text()) for shard in range(8)]
-    assert len({each["pid"] for each in timings}) == 2, "one worker did everything"
+    receipts = Counter(Path(key).stem.replace("-", " ") for key in keys if "/receipts/" in key)
+    assert receipts & SHARDS == SHARDS and sum("/part-" in key for key in keys) == receipts.total()
+    pids = {timing["pid"] for timing in round.timings() if timing["stage"] == "rollout"}
+    assert len(pids) == 2, "one worker did everything"
 
 
 @pytest.mark.timeout(400)

@@ -244,6 +244,13 @@ def test_a_shard_computed_again_has_the_same_bytes_and_float8_half_of_them(ready
     assert receipt.head == first.head and context.store.get(receipt.head.files[0].key)
 
 
+def test_shards_finished_after_the_next_were_begun_have_the_same_receipts(ready, tmp_path):
+    context, expected = again(ready, tmp_path / "store"), round_of(ready / "store").round.receipts("hidden")
+    finish = [stages.begin_shard(context, "hidden", shard) for shard in (0, 1)]
+    assert not list((tmp_path / "store").rglob("head")) + list((tmp_path / "store").rglob("hidden"))
+    assert [each() for each in finish] == expected
+
+
 def test_another_teacher_than_the_runs_writes_nothing(ready, tmp_path):
     context = again(ready, tmp_path / "store")
     weights = ready / "teacher" / "model.safetensors"

@@ -1,18 +1,10 @@
-"""The store on S3, against moto's server on loopback.
-
-moto checks `If-None-Match` on put_object in a step of its own and ignores it on complete_multipart_upload; S3 does
-both at once. The application around it (a lock, and the second check) makes up for that, and can answer 500.
-"""
+"""The store on S3, against a server on loopback."""
 
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import s3fs
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from small_store import contents, make_run, play_round, table
-from werkzeug.serving import make_server
+from small_store import contents, make_plan, make_run, play_round, play_shard, table
 
 from storage import s3, scratch
 from storage.errors import IntegrityError, MissingObject, UserError
@@ -21,59 +13,13 @@ from storage.objects import exists, local_path, open_store, store_exists
 from storage.rounds import Round, committed_rounds, list_runs, local_checkpoint, starting_checkpoint
 from storage.snapshot import take_snapshot
 from storage.verify import verify
-
-
-class Server:
-    """moto as one WSGI application; `fail(n)` says whether the n-th request is answered 500 after it was done.
-
-    `fetched` are the paths of all GETs, a bucket's for its lists.
-    """
-
-    def __init__(self):
-        self.moto = DomainDispatcherApplication(create_backend_app)
-        self.lock, self.requests, self.fail = threading.Lock(), 0, None
-        self.fetched = []
-
-    def __call__(self, environ, start_response):
-        with self.lock:
-            self.requests += 1
-            if environ["REQUEST_METHOD"] == "GET":
-                self.fetched.append(environ["PATH_INFO"])
-            if self._completes_what_is_there(environ):
-                start_response("412 Precondition Failed", [("Content-Type", "application/xml")])
-                return [b"<Error><Code>PreconditionFailed</Code><Condition>If-None-Match</Condition></Error>"]
-            head = []
-            body = list(self.moto(environ, lambda status, headers, error=None: head.extend((status, headers))))
-            if self.fail and self.fail(self.requests):
-                head, body = ("500 Internal Server Error", []), [b"<Error><Code>InternalError</Code></Error>"]
-            start_response(*head)
-            return body
-
-    def _completes_what_is_there(self, environ) -> bool:
-        if environ["REQUEST_METHOD"] != "POST" or environ.get("HTTP_IF_NONE_MATCH") != "*":
-            return False
-        status = []
-        head = {**environ, "REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
-        list(self.moto(head, lambda line, headers, error=None: status.append(line)))
-        return status[0].startswith("200")
+from tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")
 def server():
-    application = Server()
-    running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)  # a failed set-up must not hang the suite
-    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the endpoint of another test's server
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3.S3Store._filesystem().mkdir("bucket")
+    with s3_server() as application:
         yield application
-    running.shutdown()
-    thread.join()
 
 
 @pytest.fixture
@@ -169,6 +115,17 @@ def test_whether_a_document_is_there_is_asked_without_its_bytes(store, server, t
     assert list_runs(store) == ["r"] and committed_rounds(store, "r") == [0] and Round(store, "r", 0).planned()
     assert not exists(store, "run=r/run.jso") and not exists(store, "run=r") and not exists(store, "run=q/run.json")
     assert not any(path.endswith(".json") for path in server.fetched)
+
+
+def test_what_is_left_of_a_stage_is_asked_in_one_request(store, server, tmp_path):
+    make_run(store, "r", tmp_path / "base")
+    round = Round(store, "r", 0)
+    make_plan(round, 40)
+    for shard in (7, 8):
+        play_shard(round, "prompts", shard, tmp_path)
+    before = server.requests
+    assert round.pending("prompts") == [*range(7), *range(9, 40)]
+    assert server.requests == before + 1
 
 
 def test_a_server_that_does_its_work_and_then_answers_500_does_no_harm(store, server, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pipeline.train.parallel import OneProcess, balanced
 from storage.errors import OpdError, UserError
 from storage.objects import open_store
 from storage.rounds import Round
+from tests.s3_server import s3_server
 from tests.train import rank_cases
 from tests.train.scored import scored_store
 
@@ -172,6 +174,30 @@ def test_torchrun_finishes_the_stage(store):
     receipt = Round(open_store(str(store)), "tiny", 0).receipt("train", 0)
     assert receipt.facts["ranks"] == 2 and receipt.facts["steps"] == receipt.file.rows == 6
     assert Round(open_store(str(store)), "tiny", 0).stage_committed("train")
+
+
+def test_two_machines_that_share_a_store_on_s3_write_what_two_ranks_of_one_write(store, tmp_path):
+    url, scored = "s3://bucket/ranks", open_store(str(scored_store(tmp_path, **{"train.ranks": 2})))
+    with s3_server():
+        shared = open_store(url, create=True)
+        for info in scored.list():
+            shared.put_if_absent(info.key, scored.get(info.key))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            meeting = f"127.0.0.1:{probe.getsockname()[1]}"
+        both = [*TWO[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "r", "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", meeting, "--local-addr", "127.0.0.1", *COMMAND, url]
+        machines = []
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            reach = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(HERE), "TMPDIR": str(tmp_path / name)}
+            machines.append(subprocess.Popen(both, env=reach, cwd=HERE))
+        assert [each.wait(300) for each in machines] == [0, 0]
+        receipt = Round(shared, "tiny", 0).receipt("train", 0)
+        assert Round(shared, "tiny", 0).stage_committed("train")
+    other = Round(open_store(str(store)), "tiny", 0).receipt("train", 0)
+    assert receipt.facts == other.facts and receipt.file.sha256 == other.file.sha256
+    assert {file.sha256 for file in receipt.checkpoint.files} == {file.sha256 for file in other.checkpoint.files}
 
 
 def test_the_stage_itself_ends_with_the_same_bytes_as_torchrun(store, tmp_path):
