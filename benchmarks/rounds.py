@@ -191,7 +191,5 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-
-
 if __name__ == "__main__":
     sys.exit(main())

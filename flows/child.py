@@ -213,6 +213,7 @@ def _serve(pipe: Connection, behind: Connection, environment: dict[str, str]) ->
         finish = _tell(pipe, lambda: jobs.JOBS[job](progress, **arguments))
         if finish:
             finishing.submit(_tell, behind, finish).add_done_callback(_told)
+            finish = None  # its tables go with it, before a stage's memory is given back
             _send(pipe, "begun", None)
 
 

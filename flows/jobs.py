@@ -68,11 +68,12 @@ def rest(progress: Progress) -> dict:
 
 
 def drop(progress: Progress) -> dict:
-    """Forget the models of a stage that is over, so that those of the next have room."""
+    """Forget the models of a stage that is over, so that those of the next have room; says whether a device is held
+    all the same."""
     from pipeline import kept
 
     kept.drop()
-    return {}
+    return {"device": kept.holds_device()}
 
 
 def end_engine(progress: Progress) -> dict:

@@ -18,7 +18,7 @@ def worth_a_retry(task, task_run, state) -> bool:
 @task(name="shard", retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=worth_a_retry, cache_policy=NO_CACHE,
       **PLAIN)
 def play_shard(child: Child, stage: str, shard: int, where: dict, progress: OnProgress | None) -> dict:
-    """Compute one shard of one stage in the stage's child process."""
+    """Compute one shard of one stage in its seat's child process."""
     done = child.call("shard", progress or silent, stage=stage, shard=shard, **where)
     get_run_logger().info("%s %s: %s rows, %s bytes", stage, shard, done["rows"], done["bytes"])
     return done

@@ -71,9 +71,18 @@ class Seat:
         if self.gpus:
             self._other.close()
         elif self._stage is not None and self._other.alive:
-            with contextlib.suppress(ChildFailed):  # its last shard is finished; the next call starts another one
-                self._other.call("drop", silent)
+            self._drop()
         self._stage = None
+
+    def _drop(self) -> None:
+        """Have the child forget its models. One that fails at it ends, its last shard is finished; and so does one that
+        holds a GPU which no nvidia-smi told of."""
+        try:
+            holds = self._other.call("drop", silent)["device"]
+        except ChildFailed:
+            holds = True
+        if holds:
+            self._other.close()
 
     def kill(self) -> None:
         """End the children at once and for good, also in the middle of a call."""

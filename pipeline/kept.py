@@ -1,4 +1,5 @@
-"""What a process keeps from shard to shard of a stage, so that it is loaded once, and drops when the stage is over.
+"""What a process keeps from shard to shard of a stage, so that it is loaded once, and drops when the stage is over:
+models, and its copies of what lies on S3.
 
     @kept
     def _load(model): ...            # remembers the last result
@@ -14,6 +15,8 @@ import gc
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+
+from storage import scratch
 
 _drops: list[Callable[[], object]] = []
 
@@ -36,8 +39,12 @@ def drop() -> None:
         forget()
     gc.collect()  # modules that refer to themselves
     _trim()
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():  # a GPU that no nvidia-smi told of
-        sys.modules["torch"].cuda.empty_cache()
+    scratch.empty("s3")
+
+
+def holds_device() -> bool:
+    """Whether this process has touched a GPU: some of its memory is the process's until it ends."""
+    return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
 
 
 def _trim() -> None:

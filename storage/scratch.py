@@ -7,17 +7,39 @@ process id, which another container would give another meaning.
 
 import atexit
 import fcntl
-import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+_made: dict[tuple[str, int], Path] = {}
 
-@functools.cache
+
 def scratch_folder(kind: str, process: int) -> Path:
     """The folder `opd-<kind>-*` of the process, which is `os.getpid()`: a fork has its own, not its parent's."""
     assert process == os.getpid()
+    if (kind, process) not in _made:
+        _made[kind, process] = _make(kind, process)
+    return _made[kind, process]
+
+
+def empty(kind: str, keep: Path | None = None) -> None:
+    """Remove what lies in this process's folder of that kind, if it has one, but for what lies in the folder `keep`."""
+    if folder := _made.get((kind, os.getpid())):
+        _clear(folder, keep)
+
+
+def _clear(folder: Path, keep: Path | None) -> None:
+    for each in folder.iterdir():
+        if keep is not None and keep != each and keep.is_relative_to(each):
+            _clear(each, keep)
+        elif keep != each and each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        elif keep != each:
+            each.unlink()
+
+
+def _make(kind: str, process: int) -> Path:
     _remove_abandoned(kind)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(kind)))

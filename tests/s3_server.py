@@ -6,6 +6,7 @@ both at once. The application around it (a lock, and the second check) makes up 
 
 import contextlib
 import threading
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -59,8 +60,10 @@ def s3_server() -> Iterator[Server]:
     thread = threading.Thread(target=running.serve_forever, daemon=True)  # a failed set-up must not hang the suite
     s3fs.S3FileSystem.clear_instance_cache()  # instances remember the endpoint of another test's server
     thread.start()
+    url = f"http://127.0.0.1:{running.server_port}"
+    urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()  # buckets outlive the server in its process
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_port}")
+        patch.setenv("AWS_ENDPOINT_URL", url)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -1,9 +1,8 @@
 """Rows that another run of the same store has computed already: its starting student's, or its teacher's."""
 
-from functools import lru_cache
-
 import pyarrow as pa
 
+from pipeline.kept import kept
 from storage.errors import IntegrityError, MissingObject
 from storage.objects import ObjectStore
 from storage.records import Receipt
@@ -28,7 +27,7 @@ def find_rows(store: ObjectStore, key: str) -> tuple[pa.Table | None, str | None
     return None, None
 
 
-@lru_cache(maxsize=1)
+@kept
 def _graded(store: ObjectStore) -> dict[str, list[tuple[Round, Receipt]]]:
     """Evaluation key -> where its rows lie. Only first rounds are looked at: later ones grade new students."""
     found: dict[str, list[tuple[Round, Receipt]]] = {}

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.config.model import Engine, Model, Rollout
 from pipeline.kept import on_drop
+from storage import scratch
 from storage.errors import UserError
 from storage.weights import read_json
 
@@ -138,9 +139,11 @@ def open_engine(settings: Engine, model: Model, folder: Path) -> RolloutEngine:
 
 
 def rest() -> None:
-    """Let the engine of this process give its device back after a stage; `open_engine` wakes it."""
+    """Let the engine of this process give its device back after a stage; `open_engine` wakes it. Of copies of what lies
+    on S3 only its own weights stay: a reload is proved against them."""
     if _opened is not None and hasattr(_opened.engine, "rest"):
         _opened.engine.rest()
+        scratch.empty("s3", keep=_opened.engine.folder)
 
 
 def close() -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.model import Score
+from pipeline.kept import on_drop
 from pipeline.score.by_vllm.unknown import known
 from pipeline.score.payload import STORED_COLUMNS, Payload
 from storage import layout
@@ -95,6 +96,9 @@ def _run_facts(store: ObjectStore, run: str) -> tuple[str | None, dict[str, Any]
     return (document.get("teacher") or {}).get("fingerprint"), (document.get("config") or {}).get("score", {})
 
 
+on_drop(_run_facts.cache_clear)
+
+
 @lru_cache(maxsize=4096)
 def _source(store: ObjectStore, run: str, number: int) -> _Source:
     """Raises MissingObject, which is not remembered, before the round is committed."""
@@ -103,6 +107,9 @@ def _source(store: ObjectStore, run: str, number: int) -> _Source:
     if manifest is None:
         raise MissingObject(layout.manifest(run, number))
     return _Source(round, manifest.id, {shard.index: frozenset(shard.prompt_ids) for shard in round.plan().shards})
+
+
+on_drop(_source.cache_clear)
 
 
 def _read_payloads(source: _Source, shard: int, key: str, settings: Score, hashes: set[str]) -> dict[str, Payload]:

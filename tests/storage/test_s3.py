@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from small_store import contents, make_plan, make_run, play_round, play_shard, table
 
+from pipeline import kept
 from storage import s3, scratch
 from storage.errors import IntegrityError, MissingObject, UserError
 from storage.lineage import lineage
@@ -88,7 +89,7 @@ def test_a_round_on_s3_has_the_bytes_of_a_round_on_disk(store, tmp_path, memory_
 def test_the_optimizer_is_fetched_only_where_it_is_read(store, server, tmp_path):
     make_run(store, "r", tmp_path / "base")
     files = starting_checkpoint(store, "r", 0)
-    scratch.scratch_folder.cache_clear()  # as another process: nothing is here yet
+    scratch.empty("s3")  # as in another process: nothing is here yet
     server.fetched.clear()
     folder = local_checkpoint(store, files)
     assert sorted(path.name for path in folder.iterdir()) == ["chat_template.jinja", "config.json", "model.safetensors"]
@@ -115,6 +116,18 @@ def test_whether_a_document_is_there_is_asked_without_its_bytes(store, server, t
     assert list_runs(store) == ["r"] and committed_rounds(store, "r") == [0] and Round(store, "r", 0).planned()
     assert not exists(store, "run=r/run.jso") and not exists(store, "run=r") and not exists(store, "run=q/run.json")
     assert not any(path.endswith(".json") for path in server.fetched)
+
+
+def test_a_checkpoint_that_was_dropped_with_its_stage_is_fetched_and_checked_again(store, server, tmp_path):
+    make_run(store, "r", tmp_path / "base")
+    folder = local_checkpoint(store, starting_checkpoint(store, "r", 0))
+    before = len(server.fetched)
+    assert local_checkpoint(store, starting_checkpoint(store, "r", 0)) == folder
+    weights = [path for path in server.fetched[before:] if path.endswith("model.safetensors")]
+    kept.drop()
+    assert not weights and not folder.exists()
+    assert (local_checkpoint(store, starting_checkpoint(store, "r", 0)) / "model.safetensors").is_file()
+    assert any(path.endswith("model.safetensors") for path in server.fetched[before:])
 
 
 def test_what_is_left_of_a_stage_is_asked_in_one_request(store, server, tmp_path):

@@ -29,9 +29,9 @@ def downloads(temp: Path) -> list[str]:
 def temp(tmp_path, monkeypatch):
     """The temp folder of this process and of those it starts; this one forgets what it made elsewhere."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    scratch.scratch_folder.cache_clear()
+    scratch._made.clear()
     yield tmp_path
-    scratch.scratch_folder.cache_clear()
+    scratch._made.clear()
 
 
 @pytest.mark.parametrize("end", END)
@@ -59,6 +59,21 @@ def test_a_fork_has_a_folder_of_its_own_and_leaves_its_parents(temp):
     then = ("if not os.fork():\n    other = scratch_folder('s3', os.getpid())\n    sys.exit(other == folder)\n"
             "assert os.wait()[1] == 0 and (folder / 'a' / 'weights').is_file()")
     assert start(temp, then).wait() == 0 and downloads(temp) == []
+
+
+def test_a_folder_is_emptied_but_for_what_is_kept(temp):
+    scratch.empty("s3")
+    assert downloads(temp) == [], "one that was not there is not made"
+    mine = scratch.scratch_folder("s3", os.getpid())
+    kept, other, file = mine / "run=a" / "checkpoint=1", mine / "run=a" / "checkpoint=0", mine / "run=a" / "run.json"
+    for folder in (kept, other):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("x")
+    file.write_text("{}")
+    scratch.empty("s3", keep=kept)
+    assert [path for path in mine.rglob("*") if path.is_file()] == [kept / "weights"] and not other.exists()
+    scratch.empty("s3")
+    assert mine.is_dir() and not list(mine.iterdir())
 
 
 def test_duckdb_spills_into_a_folder_of_the_connection_that_goes_with_it(temp):
