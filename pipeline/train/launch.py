@@ -117,13 +117,13 @@ def _last_line(out: Path) -> str:
 
 @contextmanager
 def _shown(out: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Pass on what rank 0 says about how far it is."""
-    done = threading.Event()
+    """Pass on what rank 0 says about how far it is, its last word included."""
+    done, file = threading.Event(), out / "progress.json"
 
     def watch():
-        shown = None
-        while not done.wait(PROGRESS_S):
-            file = out / "progress.json"
+        shown, over = None, False
+        while not over:
+            over = done.wait(PROGRESS_S)
             now = json.loads(file.read_bytes()) if file.exists() else None
             if now != shown:
                 shown = now
