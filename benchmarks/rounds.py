@@ -1,6 +1,6 @@
 """The fixed cost of a round, and whether it grows with the rounds before it:
 
-    python -m benchmarks.rounds [--rounds 200] [--prefect 20]      (7 minutes on two cores)
+    python -m benchmarks.rounds [--rounds 200] [--prefect 20]      (6 minutes on two cores)
 
 Plays a run of 200 small rounds as `opd run` does (tiny models, 4 prompts, one shard per stage), and one of 20 through
 a Prefect server of its own. The models are so small that computing takes next to nothing, so the whole wall time of
@@ -10,7 +10,9 @@ quickstart-student and quickstart-teacher) and OPD_DATA_DIR, a round of examples
 the same models and data with next to nothing to compute: that one is all fixed cost, model loading included.
 
 No slope, over rounds 50 to the last: the line whose slope is the median of all pairwise ones (Theil-Sen, which a pause
-of the machine does not move) rises by under 5 % of the mean from its first to its last round.
+of the machine does not move) rises by under 5 % of the mean from its first to its last round. A machine shared with
+others drifts by 10 % within minutes, so a round of a young run is played after each, and seconds and CPU are divided by
+how slow the young rounds around were.
 """
 
 import argparse
@@ -28,6 +30,9 @@ import numpy as np
 
 from benchmarks.report import Target, finish
 from flows import local
+from flows.child import Child
+from flows.local import distill_round
+from flows.team import Team
 from pipeline.config import RunConfig, load_config
 from storage.objects import open_store
 from storage.rounds import Round
@@ -39,6 +44,8 @@ SMALL = {"prompts.per_round": 4, "prompts.per_shard": 4, "rollout.max_new_tokens
 FROM = 50
 """The round at which the slopes begin: caches and allocators have settled."""
 RISE = 0.05
+AGE = 20
+"""Rounds after which the young run beside the old one begins anew."""
 LIMIT_S = 2.0
 
 
@@ -74,23 +81,65 @@ def targets(result: dict) -> list[Target]:
 
 def played_here(folder: Path, rounds: int) -> dict:
     """A run without Prefect: seconds and memory of each round."""
-    config, begun = small(folder, rounds), time.perf_counter()
-    parent, child, spent = [], [], []
+    config, begun = small(folder / "old", rounds), time.perf_counter()
+    parent, child, spent, young, apart = [], [], [], [], 0.0
 
     def remember() -> None:
-        here, below = os.getpid(), descendants(os.getpid())
-        parent.append(resident_mb(here))
-        child.append(max(map(resident_mb, stage_children(here)), default=0.0))
-        spent.append(cpu_seconds(here) + sum(map(cpu_seconds, below)))
+        nonlocal apart
+        parent.append(resident_mb(os.getpid()))
+        child.append(max(map(resident_mb, stage_children(os.getpid())), default=0.0))
+        until = all_cpu_seconds()
+        spent.append(until - apart)
+        young.append(beside.play())
+        apart += all_cpu_seconds() - until
 
-    with stopwatch(remember) as seconds:
+    with Young(folder / "young") as beside, stopwatch(remember) as seconds:
         local.distill(config, quiet)
     figures = {"rounds": rounds, "total_s": time.perf_counter() - begun, **split(config, seconds)}
     cpu = np.diff(spent, prepend=spent[0]).tolist()
-    for name, values in (("seconds", seconds), ("cpu", cpu), ("parent_rss", parent), ("child_rss", child)):
-        figures[f"{name}_rise"] = rise(values[FROM:])
+    slow = slowness(young)
+    for name, values, by in (("seconds", seconds, slow), ("cpu", cpu, slow), ("parent_rss", parent, 1),
+                             ("child_rss", child, 1), ("young", young, 1)):
+        figures[f"{name}_rise"] = rise((np.asarray(values) / by).tolist()[FROM:])
         figures[f"{name}_of_rounds"] = [round(value, 4) for value in values]
     return figures | {"cpu_s": median(cpu[1:]), "parent_rss_mb": parent[-1], "child_rss_mb": child[-1]}
+
+
+class Young:
+    """Rounds of runs that are never older than AGE, in processes and stores of their own: what a young round takes at
+    the same time on the same machine."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._played, self._team = folder, 0, None
+
+    def __enter__(self) -> "Young":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._team:
+            self._team.__exit__()
+
+    def play(self) -> float:
+        """Play one more; its seconds."""
+        if self._played % AGE == 0:
+            self._begin()
+        begun = time.perf_counter()
+        distill_round(self._config.store, self._config.run, self._played % AGE, quiet, self._team)
+        self._played += 1
+        return time.perf_counter() - begun
+
+    def _begin(self) -> None:
+        self.__exit__()
+        self._config = small(self._folder / str(self._played), AGE)
+        with Child() as child:
+            child.call("start", quiet(""), config=self._config.model_dump(mode="json"))
+        self._team = Team(self._config.workers)
+
+
+def slowness(young: list[float]) -> np.ndarray:
+    """How slow the machine was beside each round, 1 on average: the median of the 21 young rounds around it."""
+    around = [median(young[max(0, at - 10):at + 11]) for at in range(len(young))]
+    return np.asarray(around) / np.mean(around)
 
 
 @contextlib.contextmanager
@@ -180,6 +229,11 @@ def resident_mb(pid: int) -> float:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     return 0.0
+
+
+def all_cpu_seconds() -> float:
+    """Of this process and all that it has started."""
+    return sum(map(cpu_seconds, (os.getpid(), *descendants(os.getpid()))))
 
 
 def cpu_seconds(pid: int) -> float:
