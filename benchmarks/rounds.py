@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import combinations
+from collections.abc import Iterator
+from itertools import combinations, count
 from pathlib import Path
 from statistics import median
 
@@ -90,10 +91,10 @@ def played_here(folder: Path, rounds: int) -> dict:
         child.append(max(map(resident_mb, stage_children(os.getpid())), default=0.0))
         until = all_cpu_seconds()
         spent.append(until - apart)
-        young.append(beside.play())
+        young.append(next(beside))
         apart += all_cpu_seconds() - until
 
-    with Young(folder / "young") as beside, stopwatch(remember) as seconds:
+    with contextlib.closing(young_rounds(folder / "young")) as beside, stopwatch(remember) as seconds:
         local.distill(config, quiet)
     figures = {"rounds": rounds, "total_s": time.perf_counter() - begun, **split(config, seconds)}
     cpu = np.diff(spent, prepend=spent[0]).tolist()
@@ -105,35 +106,18 @@ def played_here(folder: Path, rounds: int) -> dict:
     return figures | {"cpu_s": median(cpu[1:]), "parent_rss_mb": parent[-1], "child_rss_mb": child[-1]}
 
 
-class Young:
-    """Rounds of runs that are never older than AGE, in processes and stores of their own: what a young round takes at
-    the same time on the same machine."""
-
-    def __init__(self, folder: Path):
-        self._folder, self._played, self._team = folder, 0, None
-
-    def __enter__(self) -> "Young":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._team:
-            self._team.__exit__()
-
-    def play(self) -> float:
-        """Play one more; its seconds."""
-        if self._played % AGE == 0:
-            self._begin()
-        begun = time.perf_counter()
-        distill_round(self._config.store, self._config.run, self._played % AGE, quiet, self._team)
-        self._played += 1
-        return time.perf_counter() - begun
-
-    def _begin(self) -> None:
-        self.__exit__()
-        self._config = small(self._folder / str(self._played), AGE)
+def young_rounds(folder: Path) -> Iterator[float]:
+    """Seconds of rounds of runs that are never older than AGE, in processes and stores of their own: what a young round
+    takes at the same time on the same machine."""
+    for begun in count():
+        config = small(folder / str(begun), AGE)
         with Child() as child:
-            child.call("start", quiet(""), config=self._config.model_dump(mode="json"))
-        self._team = Team(self._config.workers)
+            child.call("start", quiet(""), config=config.model_dump(mode="json"))
+        with Team(config.workers) as team:
+            for number in range(AGE):
+                start = time.perf_counter()
+                distill_round(config.store, config.run, number, quiet, team)
+                yield time.perf_counter() - start
 
 
 def slowness(young: list[float]) -> np.ndarray:

@@ -2,7 +2,7 @@
 models, and its copies of what lies on S3.
 
     @kept
-    def _load(model): ...            # remembers the last result
+    def _load(model): ...            # remembers the last result; @kept(most=9) the last nine
 
     on_drop(close)                   # what is kept in another way
 
@@ -14,16 +14,18 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from storage import scratch
 
 _drops: list[Callable[[], object]] = []
 
 
-def kept(load: Callable) -> Callable:
-    """`load`, which remembers its last result until `drop`."""
-    remembering = lru_cache(maxsize=1)(load)
+def kept(load: Callable | None = None, *, most: int = 1) -> Callable:
+    """`load`, which remembers its last results, at most so many, until `drop`."""
+    if load is None:
+        return partial(kept, most=most)
+    remembering = lru_cache(maxsize=most)(load)
     on_drop(remembering.cache_clear)
     return remembering
 
@@ -34,7 +36,7 @@ def on_drop(forget: Callable[[], object]) -> None:
 
 
 def drop() -> None:
-    """Forget all that is kept, and give its memory back."""
+    """Forget all that is kept; memory and disk are given back."""
     for forget in _drops:
         forget()
     gc.collect()  # modules that refer to themselves

@@ -54,7 +54,7 @@ class Server:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[Server]:
-    """A server with one bucket, `bucket`, which this process and those that it starts talk to meanwhile."""
+    """A server with one empty bucket, `bucket`, which this process and those that it starts talk to meanwhile."""
     application = Server()
     running = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=running.serve_forever, daemon=True)  # a failed set-up must not hang the suite

@@ -21,12 +21,12 @@ def hasher63(*first: int | str | None) -> Callable[..., int]:
     """hash63 of many that begin with the same parts, which are hashed once: takes the rest of the parts."""
     begun = hashlib.sha256(_framed(first))
 
-    def hash63(*rest: int | str | None) -> int:
+    def finished(*rest: int | str | None) -> int:
         digest = begun.copy()
         digest.update(_framed(rest))
         return int.from_bytes(digest.digest()[:8], "big") >> 1
 
-    return hash63
+    return finished
 
 
 def _framed(parts: Iterable[int | str | None]) -> bytes:

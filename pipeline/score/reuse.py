@@ -11,7 +11,6 @@ Another run's damage is that run's: what cannot be read here is computed again.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.model import Score
-from pipeline.kept import on_drop
+from pipeline.kept import kept
 from pipeline.score.by_vllm.unknown import known
 from pipeline.score.payload import STORED_COLUMNS, Payload
 from storage import layout
@@ -89,17 +88,14 @@ def _committed(store: ObjectStore, run: str) -> Iterator[_Source]:
         return
 
 
-@lru_cache(maxsize=1024)
+@kept(most=1024)
 def _run_facts(store: ObjectStore, run: str) -> tuple[str | None, dict[str, Any]]:
     """The teacher's fingerprint and [score] of run.json, which is put once."""
     document = read_run(store, run)
     return (document.get("teacher") or {}).get("fingerprint"), (document.get("config") or {}).get("score", {})
 
 
-on_drop(_run_facts.cache_clear)
-
-
-@lru_cache(maxsize=4096)
+@kept(most=4096)
 def _source(store: ObjectStore, run: str, number: int) -> _Source:
     """Raises MissingObject, which is not remembered, before the round is committed."""
     round = Round(store, run, number)
@@ -107,9 +103,6 @@ def _source(store: ObjectStore, run: str, number: int) -> _Source:
     if manifest is None:
         raise MissingObject(layout.manifest(run, number))
     return _Source(round, manifest.id, {shard.index: frozenset(shard.prompt_ids) for shard in round.plan().shards})
-
-
-on_drop(_source.cache_clear)
 
 
 def _read_payloads(source: _Source, shard: int, key: str, settings: Score, hashes: set[str]) -> dict[str, Payload]:

@@ -45,24 +45,29 @@ def stage_children(pid: int) -> list[int]:
     return [child for child, parent in known.items() if known.get(parent) == pid]
 
 
-def kill_at_work(pid: int, receipts: Path) -> None:
+def kill_at_work(pid: int, receipts: Path) -> set[str]:
     """SIGKILL the one process that computes for `pid`, in the middle of a shard: `pid` is stopped meanwhile, so that it
-    neither hands out another shard nor hears of the end of this one."""
+    neither hands out another shard nor hears of the end of this one. Returns the shards that were finished by then."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        computing, finished = stage_children(pid), len(list(receipts.iterdir()))
+        computing, finished = stage_children(pid), _shards(receipts)
         before = [cpu_s(each) for each in computing]
         time.sleep(0.2)
         for each in computing:
             os.kill(each, signal.SIGSTOP)
         busy = [cpu_s(each) - then >= 0.03 for each, then in zip(computing, before)]
-        killed = busy == [True] and len(list(receipts.iterdir())) == finished
+        killed = busy == [True] and _shards(receipts) == finished
         for each in computing:
             os.kill(each, signal.SIGKILL if killed else signal.SIGCONT)
         os.kill(pid, signal.SIGCONT)
         if killed:
-            return
+            return finished
         time.sleep(0.05)
+
+
+def _shards(receipts: Path) -> set[str]:
+    """Names of the task runs of finished shards, as "score 7"."""
+    return {file.stem.replace("-", " ") for file in receipts.glob("*.json")}
 
 
 def cpu_s(pid: int) -> float:

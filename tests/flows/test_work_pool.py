@@ -73,9 +73,8 @@ class Held:
     """Claims of the test on every rollout shard of a round that has not begun: its workers wait for them."""
 
     def __init__(self, store: str | Path, run: str):
-        self._store, self._over = open_store(store, create=True), Event()
-        self._round = Round(self._store, run, 0)
-        self._claims = Claims(self._store, run, 0, SMALL["workers.lease_s"])
+        self._round, self._over = Round(open_store(store, create=True), run, 0), Event()
+        self._claims = Claims(self._round.store, run, 0, SMALL["workers.lease_s"])
         assert all(self._claims.take("rollout", shard) for shard in range(8))
         self._mine = set(self.owners())
 
@@ -109,10 +108,10 @@ class Held:
 
     def owners(self) -> dict[int, str]:
         found, prefix = {}, layout.claims_prefix(self._round.run, 0) + "rollout-"
-        for info in list(self._store.list(prefix)):
+        for info in list(self._round.store.list(prefix)):
             with contextlib.suppress(MissingObject):  # given back in between
                 shard = int(info.key.removeprefix(prefix).partition("/")[0])
-                found[shard] = json.loads(self._store.get(info.key))["owner"]
+                found[shard] = json.loads(self._round.store.get(info.key))["owner"]
         return found
 
     def _renew(self) -> None:

@@ -45,7 +45,7 @@ def test_a_stage_keeps_its_models_for_its_next_shard(played, stage):
     assert played[stage][0] > 0
 
 
-@pytest.mark.parametrize("stage", ["prompts", "mask", "train", *LOADING])
+@pytest.mark.parametrize("stage", ["train", *LOADING])
 def test_once_dropped_no_model_of_a_stage_is_left(played, stage):
     assert played[stage][1] == 0
 

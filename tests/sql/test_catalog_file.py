@@ -11,8 +11,6 @@ from pathlib import Path
 import duckdb
 import made_rounds as made
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from flows.cli import main
 from storage import catalog, s3, sqlfiles
@@ -20,6 +18,7 @@ from storage.catalog_file import write_catalog
 from storage.objects import open_store
 from storage.rounds import create_run
 from storage.snapshot import take_snapshot
+from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
 RESPONSES = {1: [5, 6, 7], 2: [5, 5]}
@@ -267,17 +266,9 @@ def test_a_store_that_moved_is_told_by_duckdb_in_one_line(tmp_path):
     assert rounds == [[1]]
 
 
-def test_an_object_store_is_read_with_the_clients_own_access(tmp_path, monkeypatch, capsys):
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1",
-                            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3.S3Store._filesystem().mkdir("far")
-        store = open_store("s3://far/a+b/store", create=True)
+def test_an_object_store_is_read_with_the_clients_own_access(tmp_path, capsys):
+    with s3_server():
+        store = open_store("s3://bucket/a+b/store", create=True)
         made.start_run(store, tmp_path)
         made.commit_round(store, tmp_path, "made", 0, [(made.rollouts(RESPONSES), made.tokens(RESPONSES))])
         assert main(["catalog", str(tmp_path / "far.duckdb"), "--store", store.url]) == 0
@@ -288,9 +279,7 @@ def test_an_object_store_is_read_with_the_clients_own_access(tmp_path, monkeypat
                 client.sql("SELECT count(*) FROM tokens").fetchall()
             client.register_filesystem(s3.S3Store._filesystem())
             assert client.sql("SELECT run, round, count(*) FROM tokens GROUP BY ALL").fetchall() == [("made", 0, 5)]
-            assert client.sql("SELECT any_value(store) FROM opd_catalog").fetchall() == [("s3://far/a+b/store",)]
-    finally:
-        server.stop()
+            assert client.sql("SELECT any_value(store) FROM opd_catalog").fetchall() == [(store.url,)]
 
 
 # --- what is refused ---

@@ -1,32 +1,20 @@
-"""The catalog over an object store, against moto's server on loopback."""
+"""The catalog over an object store, against a server on loopback."""
 
 import made_rounds as made
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
-from storage import catalog, codec, documents, layout, s3
+from storage import catalog, codec, documents, layout
 from storage.errors import IntegrityError, UserError
 from storage.objects import open_store
 from storage.records import ShardFile
 from storage.snapshot import RoundFiles, Snapshot
+from tests.s3_server import s3_server
 
 
 @pytest.fixture
-def store(monkeypatch):
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the endpoint of another test's server
-    try:
-        s3.S3Store._filesystem().mkdir("catalog")
-        yield open_store("s3://catalog/store", create=True)
-    finally:
-        server.stop()
+def store():
+    with s3_server():
+        yield open_store("s3://bucket/store", create=True)
 
 
 def put(store, number):
@@ -53,4 +41,4 @@ def test_a_locked_connection_reads_an_object_store_and_moves_only_what_it_opens(
     # DuckDB opens files on its own threads: which of the three it misses first is not decided
     assert any(file.key in str(caught.value) for file in (files[1], files[2], files[4]))
     with pytest.raises(UserError):
-        catalog.query(connection, "SELECT * FROM read_parquet('s3://catalog/store/other.parquet')")
+        catalog.query(connection, "SELECT * FROM read_parquet('s3://bucket/store/other.parquet')")
