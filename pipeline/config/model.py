@@ -43,7 +43,8 @@ class Model(Section):
     dtype: Dtype = "float32"
     """Of the weights in rollout and scoring. The trainer always keeps float32 master weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """In rollout and scoring. The trainer takes `sdpa` in place of `flash_attention_2`, which has no float32 kernel."""
+    """In rollout and scoring. The trainer takes `sdpa` in place of `flash_attention_2`, which has no float32 kernel.
+    Models that cap their attention scores (Gemma 2) take `eager` in place of `sdpa`, which has no caps."""
     trust_remote_code: bool = False
     """Runs code that came with the weights: for a teacher only, since a student's copies hold no code. Recorded."""
 

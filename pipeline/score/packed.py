@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.models import output_head, trunk
 from pipeline.ragged import starts_of
 from pipeline.score.host import to_device
-from pipeline.score.packed_attention import FUNCTIONS, Packing, our_attention
+from pipeline.score.packed_attention import STANDS_FOR, Packing, our_attention
 from pipeline.score.segments import Segments
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -90,7 +90,7 @@ def why_padded(model: nn.Module) -> str | None:
 def _unknown_part(model: nn.Module) -> str | None:
     """What a few tokens would not show."""
     config = model.config.get_text_config()
-    if config is not model.config or config._attn_implementation not in FUNCTIONS:
+    if config is not model.config or config._attn_implementation not in STANDS_FOR:
         return f"its attention is {config._attn_implementation}"
     unknown = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if unknown:

@@ -4,9 +4,6 @@ On a GPU in half precision torch's kernel for variable lengths takes all segment
 scores, segments of equal sizes go through one call of `scaled_dot_product_attention`. Windows and caps come as
 arguments from each layer.
 
-Soft-capping follows the attention a model was loaded with: transformers' eager and flash functions cap, its sdpa does
-not.
-
 Shapes: T tokens of a batch, Q queries and K keys of a segment, N segments of equal sizes, H heads, G heads of keys and
 values, d head width.
 """
@@ -27,8 +24,8 @@ from pipeline.ragged import starts_of
 from pipeline.score.host import to_device
 from pipeline.score.segments import Segments
 
-FUNCTIONS = {"sdpa": "opd_packed", "eager": "opd_packed_capped", "flash_attention_2": "opd_packed_capped"}
-"""Name of our attention by the one that it stands for."""
+NAME = "opd_packed"
+STANDS_FOR = ("sdpa", "eager", "flash_attention_2")
 KERNEL_WIDTH = 256
 """Largest head of the varlen kernel."""
 
@@ -83,7 +80,7 @@ def our_attention(model: nn.Module) -> Iterator[None]:
     """Models look their attention up at every call, by a name in their config; no mask is made for names of ours."""
     _register()
     before = model.config._attn_implementation
-    model.config._attn_implementation = FUNCTIONS[before]
+    model.config._attn_implementation = NAME
     try:
         yield
     finally:
@@ -94,8 +91,7 @@ def our_attention(model: nn.Module) -> Iterator[None]:
 def _register() -> None:
     from transformers import AttentionInterface
 
-    for name, function in (("opd_packed", attention_uncapped), ("opd_packed_capped", attention)):
-        AttentionInterface.register(name, function)
+    AttentionInterface.register(NAME, attention)
 
 
 def attention(module: nn.Module, query_1HTd: Tensor, key_1GTd: Tensor, value_1GTd: Tensor, attention_mask=None, *,
@@ -115,11 +111,6 @@ def attention(module: nn.Module, query_1HTd: Tensor, key_1GTd: Tensor, value_1GT
                       if softcap is None else _capped(query, key, value, mask_QK, scaling, softcap))
         out_THd[query_NQ.flatten()] = found_NHQd.transpose(1, 2).flatten(0, 1)
     return out_THd[None], None
-
-
-def attention_uncapped(*arguments, softcap: float | None = None, **options) -> tuple[Tensor, None]:
-    """The same for models loaded with sdpa, which knows no soft-capping."""
-    return attention(*arguments, **options)
 
 
 def _take(states_HTd: Tensor, places_NK: Tensor, heads: int) -> Tensor:

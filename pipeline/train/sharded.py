@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline.models.loading import capping
 from pipeline.train.parallel import Ranks
 
 
@@ -127,4 +128,5 @@ def empty_model(config_json: bytes, attention: str) -> nn.Module:
         (Path(folder) / "config.json").write_bytes(config_json)
         config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    return capping(model.eval())

@@ -3,13 +3,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.config.model import Model
 from pipeline.models import fingerprint, load_model, load_tokenizer, model_facts, pinned, resolve
 from pipeline.models.files import config_hash
+from pipeline.train.sharded import empty_model
 from storage.checkpoints import folder_hashes, weights_fingerprint
 from storage.errors import UserError
 from storage.weights import weight_files
+from tests.score.families import tiny
 from tests.tiny import byte_tokenizer, save_model
 
 
@@ -212,3 +215,14 @@ def test_a_model_is_loaded_in_evaluation_mode_in_the_dtype_of_its_config(tmp_pat
     model = load_model(Model(path=str(made(tmp_path)), dtype="bfloat16", attention="eager"))
     assert model.dtype == torch.bfloat16 and not model.training
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_model_that_caps_its_attention_is_run_with_its_caps(tmp_path):
+    tiny("gemma2-softcap", vocabulary=300, seed=1).save_pretrained(tmp_path)
+    ids = torch.arange(1, 40)[None]
+    capped, uncapped = (AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()(ids).logits
+                        for attention in ("eager", "sdpa"))
+    assert (capped - uncapped).abs().max() > 0.1
+    torch.testing.assert_close(load_model(tmp_path)(ids).logits, capped)
+    on_ranks = empty_model((tmp_path / "config.json").read_bytes(), "sdpa")
+    assert on_ranks.config._attn_implementation == "eager"

@@ -20,6 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from pipeline.models.loading import capping
+
 FAMILIES = {
     "qwen2-tied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "qwen2-untied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": False}),
@@ -27,7 +29,8 @@ FAMILIES = {
     "llama-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
     "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "mistral-sliding": (MistralConfig, MistralForCausalLM, {"sliding_window": 5}),
-    "gemma2-softcap": (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 3.0, "sliding_window": 5}),
+    "gemma2-softcap": (Gemma2Config, Gemma2ForCausalLM, {
+        "final_logit_softcapping": 3.0, "attn_logit_softcapping": 0.5, "sliding_window": 5}),
     "gemma3-local-global": (Gemma3TextConfig, Gemma3ForCausalLM, {
         "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
     "cohere-scale": (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
@@ -47,4 +50,4 @@ def tiny(family: str, *, vocabulary: int, seed: int, hidden: int = 32, layers: i
         for parameter in built.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(sharpness)
-    return built.eval().to(dtype)
+    return capping(built.eval().to(dtype))

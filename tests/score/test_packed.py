@@ -45,8 +45,8 @@ def plain_hidden(model, input_ids_T: torch.Tensor, segments: Segments) -> torch.
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, attention", [(family, attention) for family in FAMILIES for attention in (
+    ("eager",) if family == "gemma2-softcap" else ("sdpa", "eager"))])  # transformers' sdpa leaves its caps out
 def test_a_packed_pass_gives_the_hidden_states_of_plain_passes(family, attention):
     model = tiny(family, vocabulary=300, seed=1)
     model.set_attn_implementation(attention)
