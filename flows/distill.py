@@ -35,7 +35,7 @@ def distill(config: RunConfig) -> dict:
     try:
         label(run_tags(config.run), config=plain)
         with limits.playing(config.store, config.run, wait=True), gathered(config.workers):
-            start(plain)
+            start(plain, here=config.workers.pool is None)
             played = []
             while (number := next_round(config.store, config.run, config.rounds)) is not None:
                 played.append(nested_round(config, number))
@@ -46,10 +46,10 @@ def distill(config: RunConfig) -> dict:
                      data={"run": config.run, "played": played})
 
 
-def start(config: dict) -> None:
-    """Start the run, or find it."""
+def start(config: dict, here: bool) -> None:
+    """Start the run, or find it. `here`: this machine is to play it."""
     with Child() as child:
-        child.call("start", silent, config=config)
+        child.call("start", silent, config=config, here=here)
 
 
 def show_in_trackers(config: RunConfig, number: int) -> dict:

@@ -12,12 +12,12 @@ from pipeline.config import RunConfig
 from pipeline.context import Progress, RoundContext, open_context
 
 
-def start(progress: Progress, config: dict) -> dict:
-    """Create the run, or find it; returns run.json."""
+def start(progress: Progress, config: dict, here: bool = False) -> dict:
+    """Create the run, or find it; returns run.json. `here`: this machine is to play it."""
     from pipeline.start import start_run
 
     progress("checking models and prompts", 0, 1)
-    return start_run(RunConfig.model_validate(config))
+    return start_run(RunConfig.model_validate(config), here=here)
 
 
 def preview(progress: Progress, config: dict) -> dict:

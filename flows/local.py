@@ -22,7 +22,7 @@ def distill(config: RunConfig, progress_for: ProgressFor) -> dict:
         raise UserError(f"workers.pool = {config.workers.pool!r} is a work pool of a Prefect server: set "
                         "PREFECT_API_URL, or drop workers.pool to compute here")
     with Child() as child:
-        child.call("start", progress_for(config.run), config=config.model_dump(mode="json"))
+        child.call("start", progress_for(config.run), config=config.model_dump(mode="json"), here=True)
     played = []
     with Team(config.workers) as team:
         while (number := next_round(config.store, config.run, config.rounds)) is not None:

@@ -39,7 +39,7 @@ def tick(config: RunConfig) -> dict:
     try:
         label(run_tags(config.run), config=plain)
         with limits.playing(config.store, config.run, wait=False):
-            start(plain)
+            start(plain, here=config.workers.pool is None)
             return _play_next(config)
     except limits.Busy:
         return Cancelled(name="Refused", message=f"{config.run} is being played by another flow run, or by one that "

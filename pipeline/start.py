@@ -11,23 +11,26 @@ from pipeline.config.partial import check_masks_partial
 from pipeline.config.paths import absolute
 from pipeline.track.interface import check_libraries
 from pipeline.versions import versions
-from pipeline.vllm.checks import check_engine
+from pipeline.vllm.checks import check_devices, check_engine, visible_devices
 from storage.documents import differing_keys
 from storage.errors import MissingObject, UserError
 from storage.objects import ObjectStore, open_store, store_exists
 from storage.rounds import create_run, put_checkpoint, read_run
 
 
-def start_run(config: RunConfig) -> dict:
-    """Create the run in its store, or find it there. Returns run.json.
+def start_run(config: RunConfig, *, here: bool = False) -> dict:
+    """Create the run in its store, or find it there. Returns run.json. `here`: this machine is to play it.
 
     Raises UserError, before anything is written, for models that do not fit each other, a K larger than the shared
-    vocabulary, or too few prompts; and if the run exists with another config (only `rounds` may grow).
+    vocabulary, too few prompts, or GPUs that are not here; and if the run exists with another config (only `rounds` may
+    grow).
     """
     check_libraries(config.tracker)
     check_engine(config.rollout.engine)
     document = existing_run(config)
     if document is None:
+        if here:
+            check_gpus_here(config)
         document = describe_run(config)
         store = open_store(config.store, create=True)
         document = create_run(store, config.run, {**document, "student_checkpoint": copy_student(store, config)})
@@ -69,6 +72,13 @@ def describe_run(config: RunConfig) -> dict:
             "sql_masks": sql_masks, "objective_source": check_objective(config),
             "prompt_pool": pool,
             "benchmarks": check_benchmarks(config)}
+
+
+def check_gpus_here(config: RunConfig) -> None:
+    """Raise UserError for engines that this machine has too few GPUs for."""
+    for section, engine in (("rollout", config.rollout.engine), ("score", config.score.engine)):
+        if engine.type == "vllm":
+            check_devices(engine, len(visible_devices()), section)
 
 
 def check_rollout_server(config: RunConfig) -> None:

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from pipeline.config.section import Count, Positive, Rate, Section
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"[A-Za-z0-9._~%/:@!$&'()*+,;=-]*")
+"""Of a URL; everything else is written with % there."""
 
 
 class Served(Section):
@@ -61,7 +63,8 @@ def checked_url(url: str) -> str:
         raise ValueError(f"url = {url!a} has no valid host or port: write http://host:8000") from error
     if parts.username or parts.password:
         raise ValueError("url holds a user or a password, which would be stored with the run: use api_key_env")
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isprintable():
+    plain = url.isprintable() and _PATH.fullmatch(parts.path) and not parts.query and not parts.fragment
+    if parts.scheme not in ("http", "https") or not host or not plain:
         raise ValueError(f"url = {url!a} is no server's address: write http://host:8000, or $NAME for an environment "
                          "variable that holds it")
     return url.rstrip("/").removesuffix("/v1")

@@ -44,7 +44,7 @@ class ServerEngine:
     def __init__(self, settings: VllmServer, model: Model, folder: Path):
         self.settings, self.model, self.folder = settings, model, folder
         self.client = VllmClient(settings, "rollout server")
-        self.client.check_served()
+        self._served = self.client.check_served()
         self.name_and_version = f"vllm server {self.client.version()}"
         self.salt = uuid.uuid4().hex
         self.alive = True
@@ -61,12 +61,13 @@ class ServerEngine:
         """See RolloutEngine."""
         prompts = [np.asarray(prompt).tolist() for prompt in prompts]
         _check(sampling)
+        plain = sampling.temperature == 1 and sampling.top_p == 1
+        self._check_fits(prompts, sampling.max_new_tokens, behind=0 if plain else 1)
         if self.proof is None:
             self._asked = probe_prompts(self.client, prompts)
             self._said = said(self.client, self._asked)
             self.proof = prove(self.client, self.model, self.folder, self._asked, self._said, sampling.vocabulary)
         common = self._request(sampling)
-        plain = sampling.temperature == 1 and sampling.top_p == 1
         if not plain:
             self._check_mode(prompts[0], common)
         passes = 1 if plain else 2
@@ -80,6 +81,12 @@ class ServerEngine:
             np.cumsum([0, *(len(row.token_ids) for row in drawn)], dtype=np.int64),
             np.concatenate([row.token_ids for row in drawn]), np.concatenate(raw),
             np.concatenate([row.log_probs for row in drawn]), tuple(row.finish_reason for row in drawn))
+
+    def _check_fits(self, prompts: list[list[int]], new: int, behind: int) -> None:
+        """`behind`: the token that a request for prompt_logprobs has to ask for."""
+        longest = max(map(len, prompts))
+        self.client.check_fits(self._served, longest + new + behind, f"a prompt of {longest}, {new} new ones" + (
+            " and the one that the pass over both asks for" if behind else ""))
 
     def _check_same_weights(self) -> None:
         """A server that died is asked again once it is back, and may be back with the weights it was started with."""

@@ -37,7 +37,7 @@ class VllmRollouts:
     def __init__(self, settings: VllmEngine, model: Model, folder: Path):
         check_engine(settings)
         devices = visible_devices()
-        check_devices(settings, len(devices))
+        check_devices(settings, len(devices), "rollout")
         self.settings, self.model, self.folder = settings, model, folder
         self.resting = False
         self.proof: dict | None = None
@@ -47,7 +47,7 @@ class VllmRollouts:
         self._before: np.ndarray | None = None
         eager = not devices if settings.enforce_eager is None else settings.enforce_eager
         self._processes = _start(settings, devices, eager)
-        ready = self._open(engine_options(settings, model, folder, eager, gpu={"enable_sleep_mode": True}))
+        self.ready = ready = self._open(engine_options(settings, model, folder, eager, gpu={"enable_sleep_mode": True}))
         self.on_cpu, self.max_model_len = ready["device"] == "cpu", ready["max_model_len"]
         self.name_and_version = f"vllm {ready['vllm']} ({ready['device']}), torch {ready['torch']}"
 

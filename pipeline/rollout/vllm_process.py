@@ -43,7 +43,8 @@ class Served:
                 worker_extension_cls="pipeline.vllm.reload.TakesWeights", **options,
                 **(cpu if self.on_cpu else gpu)))
         self.ready = {"device": "cpu" if self.on_cpu else current_platform.device_type, "vllm": vllm.__version__,
-                      "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len}
+                      "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len,
+                      "prefix_caching": self.engine.vllm_config.cache_config.enable_prefix_caching}
 
     def reload(self, folder: str) -> None:
         """Put the weights of `folder` in the place of the present ones."""

@@ -1,9 +1,11 @@
 """Whether vLLM can be used here: its version, and the devices that the settings ask for. Nothing is started."""
 
 import importlib.metadata
+import math
 import os
 
 from pipeline.config.engines import VllmEngine
+from pipeline.config.teachers import VllmTeacher
 from storage.errors import UserError
 
 LEAST, BELOW = (0, 32), (0, 33)
@@ -30,13 +32,14 @@ def checked_version(key: str, instead: str) -> str:
     return version
 
 
-def check_devices(settings: VllmEngine, devices: int) -> None:
+def check_devices(settings: VllmEngine | VllmTeacher, devices: int, section: str) -> None:
     """Raise UserError for more GPUs than there are; without any, engines side by side share the CPU's threads."""
-    needed = settings.tensor_parallel * (settings.data_parallel if devices else 1)
+    parts = {name: getattr(settings, name) for name in ("tensor_parallel", "data_parallel") if hasattr(settings, name)}
+    needed = math.prod(parts.values()) if devices else settings.tensor_parallel
     if needed > max(devices, 1):
-        raise UserError(f"rollout.engine needs {needed} GPUs (tensor_parallel = {settings.tensor_parallel}, "
-                        f"data_parallel = {settings.data_parallel}), here is {devices or 'none'}: lower them, or run "
-                        "where the GPUs are")
+        asked = ", ".join(f"{name} = {count}" for name, count in parts.items())
+        raise UserError(f"{section}.engine needs {needed} GPUs ({asked}), here is {devices or 'none'}: lower that, or "
+                        "run where the GPUs are")
 
 
 def installed() -> str | None:

@@ -113,6 +113,13 @@ class VllmClient:
         raise UserError(f"{self.name} does not serve {self.settings.model!a}, it serves {short(names)}: set `model` "
                         "to one of them, or start the server with --served-model-name")
 
+    def check_fits(self, served: Answer, tokens: int, what: str) -> None:
+        """Raise UserError for `tokens` beyond the window of the `served` model's entry; `what` says whose they are."""
+        window = served.get("max_model_len")
+        if isinstance(window, int) and tokens > window:
+            raise UserError(f"{self.name} takes {window} tokens, {what} need {tokens}: start it with --max-model-len "
+                            f"{tokens} or more, or lower prompts.max_prompt_tokens or rollout.max_new_tokens")
+
     def version(self) -> str:
         """vLLM's version at the server."""
         version = self.get("/version").get("version")

@@ -179,8 +179,10 @@ def test_a_prompt_that_does_not_fit_is_refused_and_the_engine_goes_on(vllm_engin
     assert engine.alive and len(engine.generate(made_prompts(), SEEDS, settings()).token_ids)
 
 
-def test_an_engine_says_what_it_is(vllm_engine, students):
-    assert vllm_engine(students[0]).name_and_version == f"vllm 0.32.0 (cpu), torch {torch.__version__}"
+def test_an_engine_says_what_it_is_and_caches_prefixes(vllm_engine, students):
+    engine = vllm_engine(students[0])
+    assert engine.name_and_version == f"vllm 0.32.0 (cpu), torch {torch.__version__}"
+    assert engine.ready["prefix_caching"] is True
 
 
 def test_an_engine_that_was_killed_is_told_in_one_line_and_started_again(vllm_engine, students):

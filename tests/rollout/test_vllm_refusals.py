@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from flows.cli import main
 from pipeline.config.engines import TransformersEngine, VllmEngine
 from pipeline.config.model import Model
 from pipeline.rollout.vllm_engine import VllmRollouts, _in_order, _parts
@@ -19,6 +21,7 @@ from pipeline.vllm.checks import check_devices, check_engine
 from pipeline.vllm.messages import receive, send
 from pipeline.vllm.start import environment
 from storage.errors import UserError
+from tests.tiny import make_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,10 +56,21 @@ def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
     ({"data_parallel": 2}, 0, None), ({"tensor_parallel": 2, "data_parallel": 4}, 8, None)])
 def test_a_gpu_that_is_not_there_is_named(settings, devices, refused):
     if refused is None:
-        check_devices(VllmEngine(**settings), devices)
+        check_devices(VllmEngine(**settings), devices, "rollout")
         return
     with pytest.raises(UserError, match=refused):
-        check_devices(VllmEngine(**settings), devices)
+        check_devices(VllmEngine(**settings), devices, "rollout")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("section", ["rollout", "score"])
+def test_a_run_that_needs_gpus_which_are_not_here_does_not_begin(section, tmp_path, capsys):
+    pytest.importorskip("vllm")
+    config = make_tiny(tmp_path, **{f"{section}.engine.type": "vllm", f"{section}.engine.tensor_parallel": 2})
+    assert main(["run", str(config)]) == 2
+    assert f"{section}.engine needs 2 GPUs (tensor_parallel = 2" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "store").exists()
+    assert main(["start", str(config)]) == 0, "for other machines"
 
 
 @pytest.mark.timeout(240)

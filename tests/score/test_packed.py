@@ -99,6 +99,16 @@ def test_every_prompt_is_read_once_and_no_batch_is_larger_than_asked():
     assert sorted(np.concatenate([batch.row_R for batch in batches])) == list(range(len(rows)))
 
 
+def test_the_longest_come_first():
+    rollouts = siblings(300, samples=1) + make_rollouts([(30, 40), (2, 3), (8, 90), (5, 20)], 300, samples=1)
+    rows = TokenRows(as_table([each | {"prompt_id": place, "rollout_id": place}
+                               for place, each in enumerate(rollouts)]))
+    for max_tokens in (1, 50, 1000):
+        batches = [batch.segments for batch in rows.batches(max_tokens)]
+        firsts = [(segments.length_S + segments.before_S)[segments.before_S > 0].tolist() for segments in batches]
+        assert sum(firsts, []) == sorted(sum(firsts, []), reverse=True) and len(sum(firsts, [])) > 4
+
+
 @given(st.integers(1, 80), st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
 def test_batches_hold_every_row_once_behind_its_own_context(max_tokens, seed):

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from flows.order import play_round
 from pipeline import stages
 from pipeline.models import load_model
-from pipeline.score.by_vllm.server import open_server
+from pipeline.score.by_vllm.server import ServedTeacher, open_server
 from pipeline.score.by_vllm.unknown import known
 from pipeline.score.key import teacher_key
 from pipeline.score.scorer import score_rollouts
@@ -120,12 +121,25 @@ def test_a_server_that_has_another_teacher_by_now_is_refused(scored, vllm_server
 
 def test_a_list_longer_than_the_server_gives_says_which_flag_to_raise(vllm_server, tmp_path):
     vllm_server.hold("teacher")
-    context = begin(tmp_path, vllm_server, *served(vllm_server.url), f"score.teacher_top_k={MAX_LOGPROBS + 1}",
-                    weightless=True)
-    stages.run_shard(context, "rollout", 0)
     with pytest.raises(UserError, match="larger --max-logprobs"):
-        stages.run_shard(context, "score", 0)
-    assert context.round.receipt("score", 0) is None
+        begin(tmp_path, vllm_server, *served(vllm_server.url), f"score.teacher_top_k={MAX_LOGPROBS + 1}",
+              weightless=True)
+    assert not (tmp_path / "store").exists(), "before a rollout was drawn"
+
+
+def test_log_probs_of_more_ids_than_vllm_takes_at_once_are_those_of_the_model(scored, vllm_server):
+    vllm_server.hold("teacher")
+    asking, ids = ServedTeacher(scored.config.score.engine), list(range(259))
+    found = asking.log_probs_after([[40, 41, 42], [50, 51]], ids, entries=136)
+    model = load_model(vllm_server.models["teacher"])
+    with torch.no_grad():
+        expected = [model(torch.tensor([prefix])).logits[0, -1].log_softmax(-1) for prefix in ([40, 41, 42], [50, 51])]
+    np.testing.assert_allclose(found, torch.stack(expected), atol=1e-4)
+
+
+def test_a_rollout_longer_than_the_servers_window_is_one_line(scored, vllm_server):
+    with pytest.raises(UserError, match="takes 512 tokens, .* 512, and one behind, need 513.*--max-model-len 513"):
+        ServedTeacher(scored.config.score.engine).prompt_log_probs([[3] * 512], [1], 4, lambda done: None)
 
 
 def test_a_run_does_not_begin_without_its_server_or_with_a_wrong_name(vllm_server, tmp_path):

@@ -125,10 +125,19 @@ def test_a_wrong_name_and_a_wrong_key_are_one_line_each(vllm_server, monkeypatch
         engine(vllm_server, folder)
 
 
-def test_a_prompt_too_long_for_the_server_is_one_line(vllm_server):
-    folder = vllm_server.hold("student")
-    with pytest.raises(UserError, match="ended after .* of 24 tokens.*max-model-len"):
-        engine(vllm_server, folder).generate([np.arange(3, 259).repeat(2)[:500]], [1], sampling())
+def test_a_prompt_too_long_for_the_server_is_one_line_and_nothing_is_drawn(vllm_server):
+    """Its window is 512. Under a nucleus a second request asks for one token behind prompt and response."""
+    folder, prompt = vllm_server.hold("student"), [np.arange(3, 259).repeat(2)[:500]]
+    assert engine(vllm_server, folder).generate(prompt, [1], sampling(tokens=12)).finish_reasons[0]
+    assert engine(vllm_server, folder).generate(prompt, [1], sampling(0.7, tokens=11)).finish_reasons[0]
+    for temperature, tokens in ((1.0, 13), (0.7, 12)):
+        opened = engine(vllm_server, folder)
+        with pytest.raises(UserError, match="takes 512 tokens, a prompt of 500.* need 513: .*--max-model-len 513"):
+            opened.generate(prompt, [1], sampling(temperature, tokens=tokens))
+        assert opened.proof is None
+    opened._served = {}  # a server that does not tell its window
+    with pytest.raises(UserError, match="ended after 12 of 24 tokens.*max-model-len"):
+        opened.generate(prompt, [1], sampling())
 
 
 def test_shards_of_a_round_come_from_the_server_and_die_with_it_until_it_is_back(vllm_server, tmp_path):

@@ -140,7 +140,7 @@ def test_an_address_may_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["h:8000", "ftp://h", "http://", "http://h:99999", "http://u:p@h", "http://h/?a=1", "$",
-                                 "$1"])
+                                 "$1", "http://h/\u00fc", "http://h/a b", "http://h/a\u200b"])
 def test_an_address_that_is_none_is_refused_by_the_config(url):
     with pytest.raises(ValueError, match="url"):
         VllmServer(url=url, model="m")

@@ -56,6 +56,7 @@ def test_the_teachers_columns_are_those_of_our_scorer_over_the_shared_ids(scored
 
 def test_one_process_reads_all_shards_and_a_second_reading_agrees(scored, teachers):
     assert teachers[0] is teachers[1] and teachers[0].alive
+    assert teachers[0].ready["prefix_caching"] is False, "a prefix that is cached has no prompt_logprobs"
     for shard in range(2):
         facts = scored.round.receipt("score", shard).facts
         assert facts["order_tokens"] > 0 and facts["order_log_prob_difference"] < 1e-4

@@ -24,6 +24,8 @@ RESOLUTION = 1e-4
 """Probability: a smaller tail is lost in rounding. At this one 2e-6 are .02 nat, not far above the grid's .016."""
 SPARE = 8
 """Entries asked for beyond K where the teacher's head has rows that are not shared."""
+ASKED_TOGETHER = 128
+"""Ids whose log-probs one request asks for by name: vLLM takes no more."""
 LARGEST_MASS = 1.001
 """Of a list: more is no distribution."""
 

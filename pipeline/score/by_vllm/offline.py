@@ -14,14 +14,12 @@ from pipeline.context import RoundContext
 from pipeline.kept import on_drop
 from pipeline.models import resolve
 from pipeline.provenance import teacher_model
-from pipeline.score.by_vllm.columns import Listed, entries_asked
-from pipeline.vllm.checks import checked_version, visible_devices
+from pipeline.score.by_vllm.columns import ASKED_TOGETHER, Listed, entries_asked
+from pipeline.vllm.checks import check_devices, checked_version, visible_devices
 from pipeline.vllm.messages import Arrays, flat
 from pipeline.vllm.start import EngineFailed, EngineProcess, engine_options
 from storage.errors import UserError
 
-ASKED_TOGETHER = 128
-"""Ids whose log-probs one request asks for."""
 MODULE = "pipeline.score.by_vllm.process"
 
 
@@ -34,9 +32,7 @@ class LocalTeacher:
         import torch
 
         devices = visible_devices()
-        if settings.tensor_parallel > max(len(devices), 1):
-            raise UserError(f"score.engine.tensor_parallel = {settings.tensor_parallel}, here is "
-                            f"{len(devices) or 'no'} GPU: lower it, or run where the GPUs are")
+        check_devices(settings, len(devices), "score")
         eager = not devices if settings.enforce_eager is None else settings.enforce_eager
         self.process = EngineProcess(torch.get_num_threads(), devices[:settings.tensor_parallel], eager, MODULE)
         options = engine_options(settings, model, Path(resolve(model)).absolute(), eager, max_logprobs=max_logprobs)

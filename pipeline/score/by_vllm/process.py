@@ -38,7 +38,8 @@ class Teacher:
                 generation_config="vllm", enable_prefix_caching=False, logprobs_mode="raw_logprobs",
                 disable_log_stats=True, **options, **(cpu if on_cpu else gpu)))
         self.ready = {"device": "cpu" if on_cpu else current_platform.device_type, "vllm": vllm.__version__,
-                      "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len}
+                      "torch": torch.__version__, "max_model_len": self.engine.model_config.max_model_len,
+                      "prefix_caching": self.engine.vllm_config.cache_config.enable_prefix_caching}
 
     def read(self, arrays: Arrays, entries: int) -> Arrays:
         """For every token of `tokens` (lengths in `lengths`) from each one's `starts` on: 1 + entries ids, their

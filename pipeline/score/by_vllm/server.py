@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.config.teachers import VllmServerTeacher
 from pipeline.rollout.server_answers import Malformed, only_choice, prompt_positions
-from pipeline.score.by_vllm.columns import Listed
+from pipeline.score.by_vllm.columns import ASKED_TOGETHER, Listed
 from pipeline.vllm.client import VllmClient, prompt_request
 from storage.errors import UserError
 
@@ -30,11 +30,14 @@ class ServedTeacher:
 
     def __init__(self, settings: VllmServerTeacher):
         self.client = VllmClient(settings, "teacher server")
-        self.client.check_served()
+        self._served = self.client.check_served()
         self.name, self.model = self.client.name, settings.model
 
     def prompt_log_probs(self, sequences: list[list[int]], starts: list[int], entries: int, on_done) -> list[Listed]:
         """See Asking. The server leaves its prefix cache alone for such requests."""
+        longest = max(map(len, sequences))
+        self.client.check_fits(self._served, longest + 1, f"a prompt and its rollout of {longest}, and one behind,")
+
         def read(index: int, answer: dict) -> Listed:
             try:
                 return _listed(answer, sequences[index], starts[index], entries)
@@ -45,8 +48,9 @@ class ServedTeacher:
                                     on_done)
 
     def log_probs_after(self, prefixes: list[list[int]], ids: list[int], entries: int) -> np.ndarray:
-        """See Asking. In requests of `entries` ids, which the server is known to take."""
-        parts = [ids[start:start + entries] for start in range(0, len(ids), entries)]
+        """See Asking. In requests of at most `entries` ids, as many as the server was seen to list."""
+        each = min(entries, ASKED_TOGETHER)
+        parts = [ids[start:start + each] for start in range(0, len(ids), each)]
         asked = [(prefix, part) for prefix in prefixes for part in parts]
         bodies = [{"model": self.model, "prompt": prefix, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
                    "min_p": 0.0, "repetition_penalty": 1.0, "logprobs": 0, "logprob_token_ids": part,
@@ -61,10 +65,10 @@ class ServedTeacher:
 
         return np.concatenate(self.client.complete(bodies, read)).reshape(len(prefixes), len(ids))
 
-    def facts(self, shared: int) -> dict[str, Any]:
-        """What is recorded of the server when a run begins."""
+    def facts(self, shared: int, entries: int) -> dict[str, Any]:
+        """What is recorded of the server when a run begins; it is asked for as many `entries` as its scores need."""
         tokens = canary(shared)
-        said = self.prompt_log_probs([tokens], [1], 1, lambda done: None)[0]
+        said = self.prompt_log_probs([tokens], [1], entries, lambda done: None)[0]
         return {"engine": "vllm_server", "model": self.model, "version": self.client.version(),
                 "canary": [round(each, 3) for each in said.log_probs_N.tolist()]}
 
