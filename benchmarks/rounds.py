@@ -1,8 +1,8 @@
 """The fixed cost of a round, and whether it grows with the rounds before it:
 
-    python -m benchmarks.rounds [--rounds 200] [--prefect 20]      (6 minutes on two cores)
+    python -m benchmarks.rounds [--rounds 200] [--prefect 200]      (8 minutes on two cores)
 
-Plays a run of 200 small rounds as `opd run` does (tiny models, 4 prompts, one shard per stage), and one of 20 through
+Plays a run of 200 small rounds as `opd run` does (tiny models, 4 prompts, one shard per stage), and one of 200 through
 a Prefect server of its own. The models are so small that computing takes next to nothing, so the whole wall time of
 such a round is an upper bound of its fixed cost: processes, Prefect, loading, hashing, commits. It is printed beside
 the part that is spent outside of the stages. With the quickstart's pair (--pair FOLDER, the folder with
@@ -12,7 +12,8 @@ the same models and data with next to nothing to compute: that one is all fixed 
 No slope, over rounds 50 to the last: the line whose slope is the median of all pairwise ones (Theil-Sen, which a pause
 of the machine does not move) rises by under 5 % of the mean from its first to its last round. A machine shared with
 others drifts by 10 % within minutes, so a round of a young run is played after each, and seconds and CPU are divided by
-how slow the young rounds around were.
+how slow the young rounds around were. Through Prefect, where none can be played in between, the seconds outside of the
+stages are divided by how slow the stages around were: without Prefect these do not slow down with a run's age.
 """
 
 import argparse
@@ -53,7 +54,7 @@ LIMIT_S = 2.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--prefect", type=int, default=20, metavar="ROUNDS")
+    parser.add_argument("--prefect", type=int, default=200, metavar="ROUNDS")
     parser.add_argument("--pair", type=Path, default=Path("opd-models"),
                         help="folder with quickstart-student and quickstart-teacher (default: ./opd-models)")
     arguments = parser.parse_args()
@@ -76,6 +77,8 @@ def targets(result: dict) -> list[Target]:
         Target("fixed cost of a small round through Prefect, s", prefect.get("round_s"), LIMIT_S, at_most=True),
         *(Target(f"{what}: rise over rounds {FROM} to the last, share of the mean", here.get(f"{what}_rise"), RISE,
                  at_most=True) for what in ("seconds", "cpu", "parent_rss", "child_rss")),
+        *(Target(f"{what} through Prefect: rise over rounds {FROM} to the last, share of the mean",
+                 prefect.get(f"{what}_rise"), RISE, at_most=True) for what in ("seconds", "rss")),
         Target("fixed cost of a GSM8K round, share of it", gsm8k.get("share"), 0.05, at_most=True),
     ]
 
@@ -151,10 +154,15 @@ def quiet(title: str):
 
 def split(config: RunConfig, seconds: list[float]) -> dict:
     """Medians over rounds: a whole one, what its stages say they took, and the rest."""
-    store, numbers = open_store(config.store), range(len(seconds))
-    within = [sum(each["seconds"] for each in Round(store, config.run, number).timings()) for number in numbers]
+    within = stage_seconds(config, len(seconds))
     return {"round_s": median(seconds[1:]), "within_stages_s": median(within[1:]),
             "outside_of_stages_s": median([whole - inner for whole, inner in zip(seconds, within)][1:])}
+
+
+def stage_seconds(config: RunConfig, rounds: int) -> list[float]:
+    """What the stages of each of the first rounds say they took."""
+    store = open_store(config.store)
+    return [sum(each["seconds"] for each in Round(store, config.run, number).timings()) for number in range(rounds)]
 
 
 def rise(values: list[float]) -> float | None:
@@ -167,19 +175,28 @@ def rise(values: list[float]) -> float | None:
 
 
 def played_by_prefect(folder: Path, rounds: int) -> dict:
-    """A run through Prefect: from the start of one round's flow run to that of the next, as the server has them."""
+    """A run through Prefect: from the start of one round's flow run to that of the next, as the server has them, and
+    the memory of `opd run`."""
     from tests.flows.prefect_server import prefect_server
 
-    config = small(folder, rounds)
-    with prefect_server(folder / "home") as server:
+    config, memory = small(folder, rounds), []
+    with prefect_server(folder / "home") as server, (folder / "log").open("w+") as log:
         server.opd("doctor", "--fix")
-        done = subprocess.run(server.command("run", folder / "config.toml"), env=server.environment, text=True,
-                              capture_output=True)
-        assert done.returncode == 0, done.stderr
+        playing = subprocess.Popen(server.command("run", folder / "config.toml"), env=server.environment, stdout=log,
+                                   stderr=log)
+        while playing.poll() is None:
+            memory.append(resident_mb(playing.pid))
+            time.sleep(1)
+        assert playing.returncode == 0, (folder / "log").read_text()
         runs = [server.flow_runs(f"{config.run} round {number}")[0] for number in range(rounds)]
     starts = [np.datetime64(each["start_time"].rstrip("Z")).astype("datetime64[ms]").astype(int) / 1e3 for each in runs]
-    return {"rounds": rounds, **split(config, np.diff(starts).tolist()),
-            "seconds_of_rounds": [round(each, 3) for each in np.diff(starts).tolist()]}
+    seconds, within = np.diff(starts), np.asarray(stage_seconds(config, rounds - 1))
+    outside = (seconds - within) / slowness(within.tolist())
+    settled = memory[len(memory) * FROM // rounds:]
+    return {"rounds": rounds, **split(config, seconds.tolist()), "slowest_s": float(seconds.max()),
+            "seconds_rise": rise((outside + within.mean()).tolist()[FROM:]), "rss_rise": rise(settled),
+            "rss_mb": settled[-1], "seconds_of_rounds": seconds.round(3).tolist(),
+            "within_stages_of_rounds": within.round(3).tolist(), "rss_of_seconds": memory}
 
 
 def played_gsm8k(folder: Path, pair: Path) -> dict:

@@ -35,6 +35,7 @@ from storage.records import (
     unpack,
 )
 from storage.runs import (
+    beginnings,
     committed_rounds,
     create_run,
     first_own_round,
@@ -49,9 +50,9 @@ from storage.shards import put_shard, read_shard
 
 __all__ = [
     "CheckpointFiles", "ContinuationShard", "EvaluationShard", "Manifest", "Plan", "PlanShard", "Receipt", "Round",
-    "ShardFile", "StageCommit", "StoredFile", "committed_rounds", "create_run", "first_own_round", "list_runs",
-    "local_checkpoint", "owner", "parent_manifest",
-    "put_checkpoint", "read_manifest", "read_run", "starting_checkpoint",
+    "ShardFile", "StageCommit", "StoredFile", "beginnings", "committed_rounds", "create_run", "first_own_round",
+    "list_runs", "local_checkpoint", "owner", "parent_manifest", "put_checkpoint", "read_manifest", "read_run",
+    "starting_checkpoint",
 ]
 
 

@@ -63,6 +63,16 @@ def first_own_round(store: ObjectStore, run: str) -> int:
     return branch[1] if branch else 0
 
 
+def beginnings(store: ObjectStore, run: str) -> set[int]:
+    """Rounds with which the run began, and those that it left as a branch: 0 and the first own one of each. They alone
+    grade the starting student and the teacher."""
+    found = {0}
+    while branch := _branch(store, run):
+        run, number = branch
+        found.add(number)
+    return found
+
+
 def owner(store: ObjectStore, run: str, number: int) -> str:
     """The run whose folder holds round `number` of `run`: itself, or for a branch's first rounds the one it left."""
     while (branch := _branch(store, run)) and 0 <= number < branch[1]:

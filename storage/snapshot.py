@@ -5,7 +5,7 @@ receipts that lay there when the snapshot was taken; what comes later is not in 
 A branch's first rounds are in it as the branch's, with its parent's files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,16 @@ def take_snapshot(store: ObjectStore, run: str | None = None, in_progress: bool 
     """
     runs = list_runs(store) if run is None else [_known(store, run)]
     rounds = [files for each in runs for files in _rounds_of(store, each, in_progress, since)]
+    return _snapshot(store, runs, rounds)
+
+
+def take_rounds(store: ObjectStore, run: str, numbers: Iterable[int], in_progress: bool = False) -> Snapshot:
+    """Those of `numbers` that are there, of one run: costs the same however many rounds the run has."""
+    found = [_round_of(store, _known(store, run), number, in_progress) for number in sorted(set(numbers))]
+    return _snapshot(store, [run], [files for files in found if files is not None])
+
+
+def _snapshot(store: ObjectStore, runs: list[str], rounds: list[RoundFiles]) -> Snapshot:
     return Snapshot(store, {each: read_run(store, each) for each in runs},
                     {(files.run, files.number): files for files in rounds})
 
@@ -77,12 +87,28 @@ def _known(store: ObjectStore, run: str) -> str:
 def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> list[RoundFiles]:
     found: list[RoundFiles] = []
     while manifest := read_manifest(store, run, since + len(found)) or _just_committed(store, run, since + len(found)):
-        found.append(RoundFiles(run, manifest.round, _by_table(manifest.files), manifest))
-    round = Round(store, run, since + len(found))
-    if in_progress and round.planned():
-        files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
-        found.append(RoundFiles(run, round.number, _by_table(files), plan=round.plan()))
-    return found
+        found.append(_committed(run, manifest))
+    working = _working_on(store, run, since + len(found)) if in_progress else None
+    return found if working is None else [*found, working]
+
+
+def _round_of(store: ObjectStore, run: str, number: int, in_progress: bool) -> RoundFiles | None:
+    if number >= 0 and (manifest := read_manifest(store, run, number)):
+        return _committed(run, manifest)
+    return _working_on(store, run, number) if in_progress and number >= 0 else None
+
+
+def _committed(run: str, manifest: Manifest) -> RoundFiles:
+    return RoundFiles(run, manifest.round, _by_table(manifest.files), manifest)
+
+
+def _working_on(store: ObjectStore, run: str, number: int) -> RoundFiles | None:
+    """A round that is planned and not committed."""
+    round = Round(store, run, number)
+    if not round.planned():
+        return None
+    files = [receipt.file for stage in layout.STAGES for receipt in round.receipts(stage)]
+    return RoundFiles(run, number, _by_table(files), plan=round.plan())
 
 
 def _just_committed(store: ObjectStore, run: str, number: int) -> Manifest | None:

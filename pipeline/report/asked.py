@@ -8,8 +8,8 @@ from storage.catalog import connect, run_select
 from storage.errors import UserError
 from storage.layout import STAGES
 from storage.objects import ObjectStore
-from storage.rounds import Round
-from storage.snapshot import take_snapshot
+from storage.rounds import Round, beginnings
+from storage.snapshot import Snapshot, take_rounds, take_snapshot
 
 VIEWS = {"rounds": "run, round", "steps": "run, step", "accuracy": "run, round, role, task"}
 """Views that a report shows as they are, and their order."""
@@ -92,7 +92,19 @@ class Source:
 
 def open_source(store: ObjectStore, run: str, number: int | None) -> Source:
     """Take a snapshot, the round in progress included. Raises UserError if there is no such run or round."""
-    snapshot = take_snapshot(store, run, in_progress=True)
+    return _source(store, run, number, take_snapshot(store, run, in_progress=True))
+
+
+def open_round(store: ObjectStore, run: str, number: int) -> Source:
+    """The same of a round, the one before, and those that graded the run's start and teacher: another round of a long
+    run costs no more than the first."""
+    snapshot = take_rounds(store, run, {number - 1, number} | beginnings(store, run), in_progress=True)
+    if (run, number) not in {(each, known) for each, known, _ in snapshot.rounds()}:
+        return open_source(store, run, number)  # which says what rounds there are
+    return _source(store, run, number, snapshot)
+
+
+def _source(store: ObjectStore, run: str, number: int | None, snapshot: Snapshot) -> Source:
     committed = {each: done for _, each, done in snapshot.rounds()}
     if number is not None and number not in committed:
         known = f"it has rounds 0 to {max(committed)}" if committed else "it has no rounds yet"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.report.asked import open_source
+from pipeline.report.asked import open_round
 from pipeline.report.markdown import cell, table_lines
 from pipeline.report.text import MISSING, count, number, percent
 from storage.objects import ObjectStore
@@ -27,7 +27,7 @@ def summary(store: ObjectStore, run: str, number: int) -> dict[str, Any]:
 
     Statistics only: no text of a model, of a data set or of a mask. Raises UserError if there is no such round.
     """
-    source = open_source(store, run, number)
+    source = open_round(store, run, number)
     by_round = {row["round"]: row for row in source.rounds()}
     this, before = by_round[number], by_round.get(number - 1, {})
     table = [{"metric": label, "round": shown(this[column]),

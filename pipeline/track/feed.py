@@ -16,7 +16,7 @@ from pipeline.track.interface import Run
 from pipeline.track.points import RoundPoints
 from storage.errors import UserError
 from storage.objects import ObjectStore
-from storage.snapshot import Snapshot, take_snapshot
+from storage.snapshot import Snapshot, take_rounds
 
 KEY_DIGITS = 8
 NO_DUCKDB = "needs duckdb, which is not installed here: pip install 'duckdb>=2.0'"
@@ -29,12 +29,12 @@ def feed(store: ObjectStore, run: str, number: int, trackers: list[Tracker], pro
     A second tracker of a type is named `type 2`. Raises UserError for a run or round that is not committed,
     IntegrityError for a damaged store, RuntimeError for a bug.
     """
-    snapshot = take_snapshot(store, run)
+    snapshot = take_rounds(store, run, {0, number})
     if (run, number, True) not in snapshot.rounds():
         raise UserError(f"round {number} of {run} cannot be tracked: it is not committed; `opd run` finishes it")
     if importlib.util.find_spec("duckdb") is None:
         return dict.fromkeys(names(trackers), NO_DUCKDB)
-    about, points_of, said = describe(snapshot, run), RoundPoints(store, snapshot, run), {}
+    about, points_of, said = describe(snapshot, run), RoundPoints(store, run, number), {}
     for done, (name, tracker) in enumerate(zip(names(trackers), trackers, strict=True)):
         progress(name, done, len(trackers))
         said[name] = feed_apart(tracker, about, points_of, number, timeout_s)

@@ -10,15 +10,17 @@ import pyarrow as pa
 from pipeline.track.interface import LAST_VALUE, Points
 from storage.catalog import connect, query
 from storage.objects import ObjectStore
-from storage.rounds import Round
-from storage.snapshot import Snapshot
+from storage.rounds import Round, beginnings
+from storage.snapshot import take_rounds
 
 
 class RoundPoints:
-    """Points of rounds, read when asked for and kept for the next tracker."""
+    """Points of rounds up to `last`, read when asked for and kept for the next tracker. Rounds before the first one
+    that is asked for are not looked at: a tracker that has followed a long run costs what it cost at the start."""
 
-    def __init__(self, store: ObjectStore, snapshot: Snapshot, run: str):
-        self._store, self._snapshot, self._run = store, snapshot, run
+    def __init__(self, store: ObjectStore, run: str, last: int):
+        self._store, self._run, self._last = store, run, last
+        self._first = last + 1
         self._connection = None
         self._known: dict[int, Points] = {}
 
@@ -42,8 +44,12 @@ class RoundPoints:
         return sorted(points.items())
 
     def _view(self, view: str, number: int) -> list[dict]:
-        if self._connection is None:
-            self._connection = connect(self._store, self._snapshot)
+        if number < self._first:
+            self._first = number
+            rounds = {*range(number, self._last + 1), *beginnings(self._store, self._run)}
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = connect(self._store, take_rounds(self._store, self._run, rounds))
         found = query(self._connection, f"SELECT * FROM {view} WHERE run = $run AND round = $round ORDER BY ALL",
                       {"run": self._run, "round": number})
         return numbers(found.drop_columns(["run", "round"]), keep=("role", "task"))

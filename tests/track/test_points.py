@@ -6,13 +6,12 @@ import pytest
 
 from pipeline.track.points import RoundPoints
 from storage.rounds import Round
-from storage.snapshot import take_snapshot
 from tests.track.conftest import SECRET_TEXT
 
 
 @pytest.fixture(scope="module")
 def points(store):
-    return RoundPoints(store, take_snapshot(store, "made"), "made")
+    return RoundPoints(store, "made", 2)
 
 
 def test_every_number_of_the_steps_table_is_at_its_step(store, points):
@@ -52,3 +51,9 @@ def test_no_text_and_nothing_but_numbers_is_handed_over(points):
     everything = [points(number) for number in range(3)]
     assert all(type(value) is float for each in everything for _, values in each for value in values.values())
     assert SECRET_TEXT not in json.dumps(everything)
+
+
+def test_a_round_has_the_same_points_in_whatever_order_rounds_are_asked_for(store, points):
+    backwards = RoundPoints(store, "made", 2)
+    for number in (2, 0, 1):
+        assert backwards(number) == RoundPoints(store, "made", number)(number) == points(number)

@@ -25,7 +25,7 @@ def needs(library: str):
 @pytest.fixture(scope="module")
 def expected(store) -> dict:
     """(name, step) -> value of all three rounds."""
-    points = RoundPoints(store, take_snapshot(store, "made"), "made")
+    points = RoundPoints(store, "made", 2)
     return {(name, step): value for number in range(3) for step, values in points(number)
             for name, value in values.items()}
 
@@ -117,7 +117,7 @@ def test_mlflow_shows_the_steps_table(store, expected, key, tmp_path):
     from pipeline.track.mlflow import MlflowRun
 
     tracker = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    points = RoundPoints(store, take_snapshot(store, "made"), "made")
+    points = RoundPoints(store, "made", 2)
     broken_off = MlflowRun(tracker)
     assert broken_off.open(describe(take_snapshot(store, "made"), "made")) == 0
     broken_off.log(0, points(0)[:2])
