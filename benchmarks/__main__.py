@@ -11,7 +11,8 @@ import sys
 
 from benchmarks.report import LINE
 
-ALL = ["support_head", "scorer", "trainer", "cache_layout", "rounds", "stages", "answer_checker"]
+ALL = ["support_head", "scorer", "trainer", "cache_layout", "rounds", "vllm_rollouts", "stages",
+       "answer_checker"]
 NEEDS_DATA = {"answer_checker"}
 
 

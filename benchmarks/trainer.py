@@ -1,6 +1,6 @@
 """Tokens per second of whole training steps: dense head against support head over the same trunk, ranks, checkpointing.
 
-    python -m benchmarks.trainer [--positions 512] [--layers 6] [--repeats 2]
+    python -m benchmarks.trainer [--positions 512] [--layers 6] [--repeats 3]
 
 Qwen2.5-0.5B's width and vocabulary (d 896, V 151,936, tied), 6 layers, float32, K 32, prompts and responses of 128
 tokens, teacher_topk_lsm. A step is the trainer's own: forward, probe, backward, clipping, AdamW. The dense side differs
@@ -26,6 +26,7 @@ from pipeline import objectives
 from pipeline.config.model import TeacherTopKLsm, Train
 from pipeline.objectives.batch import StudentLogits
 from pipeline.ragged import starts_of
+from pipeline.train.compiling import compile_layers
 from pipeline.train.optimizer import adamw
 from pipeline.train.parallel import OneProcess
 from pipeline.train.reader import BATCH_COLUMNS, RoundTokens
@@ -98,10 +99,13 @@ def measure(trainer: Trainer, repeats: int) -> dict:
 def one_process(asked) -> dict:
     torch.set_num_threads(2)
     found = {}
-    for name, kind, checkpointing in (("dense head", DenseTrainer, False), ("support head", Trainer, False),
-                                      ("support head, checkpointing", Trainer, True)):
-        found[name] = measure(trainer_of(make_model(asked), asked, kind, OneProcess(),
-                                         checkpointing=checkpointing), asked.repeats)
+    for name, kind, checkpointing, compiled in (
+            ("dense head", DenseTrainer, False, False), ("support head", Trainer, False, False),
+            ("support head, checkpointing", Trainer, True, False), ("support head, compiled", Trainer, False, True)):
+        model = make_model(asked)
+        if compiled:
+            compile_layers(model)
+        found[name] = measure(trainer_of(model, asked, kind, OneProcess(), checkpointing=checkpointing), asked.repeats)
         show(name, found[name])
     return found
 
@@ -150,7 +154,7 @@ def main() -> int:
     parser.add_argument("--positions", type=int, default=512, help="response tokens of a step")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rank", type=Path, help="be one of two ranks, for torchrun")
     asked = parser.parse_args()
     if asked.rank:
@@ -163,6 +167,7 @@ def main() -> int:
              "response_tokens": RESPONSE, "responses_per_step": asked.positions // RESPONSE, "dtype": "float32"}
     ratios = {"support head / dense head": speed["support head"] / speed["dense head"],
               "the same, 2 ranks": speed["support head, 2 ranks"] / speed["dense head, 2 ranks"],
+              "compiled / plain": speed["support head, compiled"] / speed["support head"],
               "2 ranks of one thread / 1 process of two": speed["support head, 2 ranks"] / speed["support head"]}
     for name, ratio in ratios.items():
         print(f"{name:<42} {ratio:.2f}")

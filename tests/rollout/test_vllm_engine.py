@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.engines import VllmEngine
 from pipeline.models import load_model
 from pipeline.rollout.engine import Sampling
 from pipeline.rollout.proof import own_log_probs, prove
 from pipeline.rollout.transformers_engine import TransformersEngine
+from pipeline.rollout.vllm_engine import VllmRollouts
 from pipeline.vllm.start import EngineFailed
 from storage.errors import UserError
+from tests.rollout.conftest import ENGINE
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -201,6 +204,20 @@ def test_an_engine_that_was_killed_is_told_in_one_line_and_started_again(vllm_en
     with pytest.raises(EngineFailed, match="goes on with the weights of .*student-2 after a reload of .*student-1"):
         engine.reload(students[0])
     assert not engine.alive
+
+
+def test_two_engines_side_by_side_share_the_prompts_and_both_take_new_weights(vllm_engine, students):
+    both = VllmRollouts(VllmEngine(**ENGINE, data_parallel=2), model_of(students[0]), students[0])
+    try:
+        assert len(set(both.pids)) == 2
+        for student in students[:2]:
+            if student != students[0]:
+                both.reload(student)
+            theirs = TransformersEngine(load_model(student), 24).generate(made_prompts(), SEEDS, settings())
+            assert rollouts(both.generate(made_prompts(), SEEDS, settings())) == rollouts(theirs)
+        assert both.proof["moved"] > 1e-3 and both.proof["log_prob_difference"] < 1e-5
+    finally:
+        both.close()
 
 
 def model_of(folder):

@@ -34,6 +34,7 @@ CASES = {
     "checkpointed": {"train.gradient_checkpointing": True, "train.micro_batch_tokens": 60},
     "packed": {"train.packing": "packed", "train.micro_batch_tokens": 100},
     "bfloat16": {"train.precision": "bfloat16"},
+    "clipped": {"train.max_grad_norm": 0.05},
     "lora": {"train.lora.rank": 4, "train.lora.alpha": 8},
     "fuse": {"train.drift_fuse": 1e-4, "train.rollouts_per_step": 11, "train.epochs": 30},
 }

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from pipeline.train.compiling import compile_layers
 from pipeline.train.optimizer import adamw, adamw8bit, load_state, save_state, warmed_up
@@ -124,12 +125,14 @@ def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
 @pytest.mark.timeout(600)
 def test_compiled_layers_give_the_same_gradients():
     plain, compiled = tiny_model(1, layers=1), tiny_model(1, layers=1)
+    counters.clear()
     compile_layers(compiled)
     grads = []
     for model in (plain, compiled):
         Student(model).hidden(torch.arange(14).view(2, 7)).square().sum().backward()
         grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert all(torch.allclose(grads[1][name], grad, rtol=1e-4, atol=1e-4) for name, grad in grads[0].items())
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
 
 
 def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch):
