@@ -25,11 +25,12 @@ from storage.errors import IntegrityError, UserError
 
 
 @flow(name="opd-distill", flow_run_name="distill {config.run}", **PLAIN)
-def distill(config: RunConfig) -> dict:
+def distill(config: RunConfig, leave_training: bool = False) -> dict:
     """Play every round of a run that is not committed.
 
     Args:
         config: The whole run. Keys that are left out have their defaults, and are written into the flow run.
+        leave_training: Stop where a round's training is due, for `torchrun` over several machines to do it.
     """
     plain = config.model_dump(mode="json")
     try:
@@ -38,7 +39,11 @@ def distill(config: RunConfig) -> dict:
             start(plain, here=config.workers.pool is None)
             played = []
             while (number := next_round(config.store, config.run, config.rounds)) is not None:
-                played.append(nested_round(config, number))
+                done = nested_round(config, number, leave_training)
+                if done["manifest"] is None:
+                    return Completed(message=f"Training of round {number} is due", data={
+                        "run": config.run, "played": played, "training_due": number})
+                played.append(done)
                 played[-1] |= show_in_trackers(config, number)
     except (UserError, IntegrityError) as error:
         return refused(error)

@@ -16,8 +16,9 @@ ProgressFor = Callable[[str], OnProgress]
 """progress_for(title) makes the progress callback of one piece of work."""
 
 
-def distill(config: RunConfig, progress_for: ProgressFor) -> dict:
-    """Play every round of `config` that is not committed."""
+def distill(config: RunConfig, progress_for: ProgressFor, leave_training: bool = False) -> dict:
+    """Play every round of `config` that is not committed; with `leave_training` up to where training is due, and
+    {"training_due": round} is in what is returned."""
     if config.workers.pool:
         raise UserError(f"workers.pool = {config.workers.pool!r} is a work pool of a Prefect server: set "
                         "PREFECT_API_URL, or drop workers.pool to compute here")
@@ -26,7 +27,10 @@ def distill(config: RunConfig, progress_for: ProgressFor) -> dict:
     played = []
     with Team(config.workers) as team:
         while (number := next_round(config.store, config.run, config.rounds)) is not None:
-            played.append(distill_round(config.store, config.run, number, progress_for, team))
+            done = distill_round(config.store, config.run, number, progress_for, team, leave_training)
+            if done["manifest"] is None:
+                return {"run": config.run, "played": played, "training_due": number}
+            played.append(done)
             shown = show_in_trackers(config, number, progress_for)
             played[-1] |= {"trackers": shown} if shown else {}
     return {"run": config.run, "played": played}
@@ -44,8 +48,9 @@ def show_in_trackers(config: RunConfig, number: int, progress_for: ProgressFor) 
                           number=number, trackers=[each.model_dump(mode="json") for each in config.tracker])
 
 
-def distill_round(store: str, run: str, number: int, progress_for: ProgressFor, team: Team) -> dict:
-    """Play one round to its commit."""
+def distill_round(store: str, run: str, number: int, progress_for: ProgressFor, team: Team,
+                  leave_training: bool = False) -> dict:
+    """Play one round to its commit, or with `leave_training` to where training is due: "manifest" is None."""
     round = Round(open_store(store), run, number)
     config = read_run(round.store, run)["config"]
     where = {"store": store, "run": run, "number": number}
@@ -56,8 +61,8 @@ def distill_round(store: str, run: str, number: int, progress_for: ProgressFor, 
     def play(pending: dict[str, list[int]]) -> None:
         play_shards(where, Work(round, pending), team, config, progress_for)
 
-    manifest = play_round(round, plan, play, team.streams(config))
-    return {"run": run, "round": number, "manifest": manifest.id}
+    manifest = play_round(round, plan, play, team.streams(config), leave_training)
+    return {"run": run, "round": number, "manifest": manifest and manifest.id}
 
 
 def play_stage(where: dict, stage: str, shards: list[int], progress_for: ProgressFor,

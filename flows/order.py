@@ -23,8 +23,10 @@ STREAMED = ("rollout", "score", "hidden")
 """Stages that read the same shard of the one before."""
 
 
-def play_round(round: Round, plan: Callable[[], None], play: PlayStages, stream: bool = False) -> Manifest:
-    """Bring `round` to its commit, with the stages of STREAMED together if `stream`. Returns its manifest."""
+def play_round(round: Round, plan: Callable[[], None], play: PlayStages, stream: bool = False,
+               leave_training: bool = False) -> Manifest | None:
+    """Bring `round` to its commit, with the stages of STREAMED together if `stream`. Returns its manifest; with
+    `leave_training` None where training is due, which somebody else is to do."""
     committed = round.manifest()
     if committed:
         return committed
@@ -33,6 +35,8 @@ def play_round(round: Round, plan: Callable[[], None], play: PlayStages, stream:
     for stages in steps(stream):
         open_stages = [stage for stage in stages if not round.stage_committed(stage)]
         pending = {stage: shards for stage in open_stages if (shards := round.pending(stage))}
+        if leave_training and "train" in pending:
+            return None
         if pending:
             play(pending)
         for stage in open_stages:

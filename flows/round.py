@@ -29,7 +29,8 @@ from storage.rounds import Round, read_run
 
 
 @flow(name="opd-round", flow_run_name="{run} round {number}", **PLAIN)
-def distill_round(store: str, run: str, number: Count, workers: Workers = Workers()) -> dict:
+def distill_round(store: str, run: str, number: Count, workers: Workers = Workers(),
+                  leave_training: bool = False) -> dict:
     """Play one round of a run that was started, from wherever it stands to its commit.
 
     Args:
@@ -37,25 +38,26 @@ def distill_round(store: str, run: str, number: Count, workers: Workers = Worker
         run: Id of the run. Its config is in the store.
         number: The round: the first that is not committed, or an earlier one, which is published again.
         workers: Who computes the shards: section [workers] of a config.
+        leave_training: Stop where training is due, for `torchrun` over several machines to do it.
     """
     try:
         label(run_tags(run, number))
         with limits.playing(store, run, wait=True), gathered(workers) as team:
-            return _play(store, run, number, team)
+            return _play(store, run, number, team, leave_training)
     except (UserError, IntegrityError) as error:
         return refused(error)
 
 
-def nested_round(config: RunConfig, number: int) -> dict:
+def nested_round(config: RunConfig, number: int, leave_training: bool = False) -> dict:
     """Play a round within this flow run, whose heartbeat is enough for both: a flow run that has its own looks once a
     second whether it is over, and ends half a second late."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return distill_round(config.store, config.run, number, config.workers)
+        return distill_round(config.store, config.run, number, config.workers, leave_training)
 
 
-def _play(store: str, run: str, number: int, team: Team) -> State:
+def _play(store: str, run: str, number: int, team: Team, leave_training: bool) -> State:
     round = Round(open_store(store), run, number)
     config = read_run(round.store, run)["config"]
     where = {"store": round.store.url, "run": run, "number": number}
@@ -71,7 +73,9 @@ def _play(store: str, run: str, number: int, team: Team) -> State:
     def plan() -> None:
         plan_round(team.child("prompts", config), where)
 
-    manifest = play_round(round, plan, play, team.streams(config))
+    manifest = play_round(round, plan, play, team.streams(config), leave_training)
+    if manifest is None:
+        return Completed(message="Training is due", data={"run": run, "round": number, "manifest": None})
     publish_round(where)
     return Completed(message=f"Committed as {manifest.id[:12]}",
                      data={"run": run, "round": number, "manifest": manifest.id})

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from flows.commands.options import add_json, verb
 
+TRAINING_DUE = 3
+"""Exit code of `opd run --leave-training` where it left some."""
+
 
 def add(verbs) -> None:
     parser = verb(verbs, "run", run, "Play the rounds of a config, from wherever they stand.")
@@ -16,6 +19,8 @@ def add(verbs) -> None:
                                                                "nothing")
     parser.add_argument("--prefect", action=argparse.BooleanOptionalAction,
                         help="play through Prefect (default where PREFECT_API_URL is set)")
+    parser.add_argument("--leave-training", action="store_true",
+                        help="stop where a round's training is due, exit code 3: for torchrun over several machines")
     add_json(parser)
 
 
@@ -26,22 +31,22 @@ def run(arguments) -> int:
     if arguments.dry_run:
         return dry_run(config, arguments.json)
     prefect = arguments.prefect if arguments.prefect is not None else bool(os.environ.get("PREFECT_API_URL"))
-    result = play(config, prefect)
+    result = play(config, prefect, arguments.leave_training)
     print_result(config, result, arguments.json)
-    return 0
+    return TRAINING_DUE if "training_due" in result else 0
 
 
-def play(config, prefect: bool) -> dict:
-    """Play the run with or without Prefect; returns {run, played}."""
+def play(config, prefect: bool, leave_training: bool = False) -> dict:
+    """Play the run with or without Prefect; returns {run, played} and, where that was left, {training_due}."""
     if prefect:
         from flows.distill import distill
 
-        return distill(config)
+        return distill(config, leave_training)
     from flows.local import distill
     from flows.progress import ProgressBars
 
     with ProgressBars() as bars:
-        return distill(config, bars.bar)
+        return distill(config, bars.bar, leave_training)
 
 
 def tracker_warnings(result: dict) -> list[str]:
@@ -70,6 +75,10 @@ def print_result(config, result: dict, as_json: bool) -> None:
         print(f"round {played['round']} committed: {played['manifest'][:12]}{ended_early(config, played['round'])}")
     for warning in tracker_warnings(result):
         print(warning)
+    if "training_due" in result:
+        print(f"round {result['training_due']} is to be trained on: torchrun ... -m pipeline.train.ranks {config.run} "
+              f"--store {config.store}; then the same command goes on")
+        return
     if not result["played"]:
         print(f"{config.run}: all {config.rounds} rounds were committed already")
     print(f"{config.run} lies in {config.store}; ask it: opd sql overlap_by_round --store {config.store}")

@@ -5,9 +5,10 @@
 finishes the train stage of round 3, as `opd train --run R --round 3` does with train.ranks = 8. Over several machines
 with a shared store, the same command on each of them (here 2 of 8 GPUs, the first one reachable as node0):
 
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id r3 \\
-        -m pipeline.train.ranks R --round 3 --store s3://bucket/opd
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id opd \\
+        -m pipeline.train.ranks R --store s3://bucket/opd
 
+Without --round it is the run's first that is not committed: what `opd run --leave-training` stopped at.
 Every rank reads the round's shards; rank 0 alone reads the checkpoint, and puts the next one. The number of ranks is
 torchrun's, whatever train.ranks says: it changes nothing but rounding. nccl on GPUs, one per rank, gloo elsewhere.
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipeline.train.ranks", allow_abbrev=False)
     parser.add_argument("run")  # a word: torchrun takes --run for an option of its own
-    parser.add_argument("--round", required=True, type=int)
+    parser.add_argument("--round", type=int, help="default: the one that is not committed")
     parser.add_argument("--store", required=True)
     parser.add_argument("--out", type=Path)
     return parser.parse_args(arguments)
@@ -71,6 +72,8 @@ def _train(asked: argparse.Namespace) -> None:
     from pipeline.train.parallel import Ranks
     from pipeline.train.session import train_round
     from pipeline.train.stage import check_inputs, finish
+    from storage.objects import open_store
+    from storage.rounds import committed_rounds
 
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     check_devices(here)
@@ -78,7 +81,8 @@ def _train(asked: argparse.Namespace) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     progress = _progress(asked.out) if asked.out and local == 0 else lambda what, done, total: None
-    context = open_context(asked.store, asked.run, asked.round, progress)
+    number = len(committed_rounds(open_store(asked.store), asked.run)) if asked.round is None else asked.round
+    context = open_context(asked.store, asked.run, number, progress)
     prepare_process(context.config.threads and max(1, context.config.threads // here))
     if not asked.out:
         check_inputs(context)

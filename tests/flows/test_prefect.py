@@ -37,6 +37,17 @@ def test_a_round_waits_for_the_device_and_a_shard_whose_child_is_killed_is_retri
     assert len(again) == 1 and again[0] in SHARDS and again[0] not in finished
 
 
+def test_training_that_is_left_completes_the_flow_runs_and_is_waited_for(prefect, tmp_path):
+    config = make_tiny(tmp_path, run="'left'", rounds=1)
+    assert prefect.opd("run", config, "--leave-training").returncode == 3
+    for name, message in (("distill left", "Training of round 0 is due"), ("left round 0", "Training is due")):
+        (state,) = [each["state"] for each in prefect.flow_runs(name)]
+        assert (state["type"], state["message"]) == ("COMPLETED", message)
+    assert not (tmp_path / "store/run=left/round=0/manifest.json").exists()
+    assert prefect.opd("run", config).returncode == 0
+    assert (tmp_path / "store/run=left/round=0/manifest.json").exists()
+
+
 def test_a_missing_limit_of_a_device_is_one_line_and_doctor_makes_it(prefect, tmp_path):
     config = make_tiny(tmp_path, run="'limitless'", rounds=1)
     program = tmp_path / "bin/nvidia-smi"

@@ -234,3 +234,32 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     assert os.listdir(tmp_path / "store") == ["precious.txt"]
     for verb in (["verify"], ["sql", "SELECT 1"], ["score", "--run", "a", "--round", "0"]):
         assert opd(*verb, "--store", tmp_path / "store", check=False).returncode == 2
+
+
+LOOP = """
+until {python} -m flows.cli run {config} --leave-training --json; do
+  test $? = 3 && {python} -m torch.distributed.run --standalone --nproc-per-node 2 -m pipeline.train.ranks tiny \\
+    --store {store} || break
+done
+"""
+
+
+@pytest.mark.timeout(180)
+def test_training_that_is_left_to_torchrun_is_waited_for_in_every_round(tmp_path):
+    """The loop of README's several machines, on one."""
+    loop = LOOP.format(python=sys.executable, config=make_tiny(tmp_path), store=tmp_path / "store")
+    done = subprocess.run(["bash", "-c", loop], cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [each.get("training_due") for each in said] == [0, 1, None]
+    assert [[played["round"] for played in each["played"]] for each in said] == [[], [0], [1]]
+    assert opd("verify", "--store", tmp_path / "store").stdout.strip() == "everything committed is as it was"
+
+
+def test_training_that_is_left_is_told_with_the_command_that_does_it(tmp_path):
+    config = make_tiny(tmp_path)
+    left = opd("run", config, "--leave-training", check=False)
+    assert left.returncode == 3 and "round 0 is to be trained on: torchrun ... -m pipeline.train.ranks" in left.stdout
+    again = opd("run", config, "--leave-training", check=False)
+    assert (again.returncode, again.stdout) == (3, left.stdout) and "prompts" not in again.stderr
+    assert opd("run", config).stdout.count("committed:") == 2, "who does not leave it trains"

@@ -69,7 +69,7 @@ COMMANDS = {
     "quickstart": "--json --report --set config", "init": "--prompts --student --teacher file",
     "doctor": "--fix --json --store",
     "serve": "--cron --name --set --timezone config",
-    "run": "--dry-run --json --no-prefect --set config", "start": "--json --set config",
+    "run": "--dry-run --json --leave-training --no-prefect --set config", "start": "--json --set config",
     "continue": "--json --no-prefect --rounds --store run_id",
     "replay": f"{BRANCH} --check --k --mask --no-evaluation --out --seed --seeds --sweep", "rescore": BRANCH,
     "diff": "--all --exit-code --json --store a b",
