@@ -26,6 +26,7 @@ from pipeline.models import output_head
 from pipeline.objectives import StudentLogits, build
 from pipeline.score.scorer import score_rollouts
 from pipeline.train.attention import use_packing
+from pipeline.train.compiling import compile_layers
 from pipeline.train.optimizer import adamw
 from pipeline.train.reader import join
 from pipeline.train.student import Student
@@ -42,7 +43,8 @@ def scoring_cases(bench: Bench) -> list:
 
 
 def training_cases(bench: Bench) -> list:
-    return [(f"training {shape}", lambda shape=shape: training(bench, shape)) for shape in shapes(bench)]
+    return [*((f"training {shape}", lambda shape=shape: training(bench, shape)) for shape in shapes(bench)),
+            ("training 0.5B, layers compiled", lambda: compiled_training(bench))]
 
 
 def shapes(bench: Bench) -> list[str]:
@@ -116,34 +118,58 @@ class DenseTrainer(Trainer):
         return self.objective.loss(batch, StudentLogits(logits_NV.gather(1, self.objective.support(batch)).float()))
 
 
+class Steps:
+    """Whole steps of training at a shape, with whichever trainer."""
+
+    def __init__(self, bench: Bench, shape: str, **changes):
+        self.bench = bench
+        self.settings = Train(precision="bfloat16" if bench.gpu else "float32", gradient_checkpointing=True,
+                              drift_fuse=None)
+        self.model = model = bench.model(shape, torch.float32, 1, **changes)
+        self.vocabulary = len(output_head(model).weight_VD)
+        self.table = rollouts(bench, self.vocabulary, 16)
+        top = {"teacher_top_k": 8, "student_top_k": 4} if bench.tiny else {"teacher_top_k": 32, "student_top_k": 16}
+        tokens = score_rollouts(self.table, model, model, self.vocabulary, Score(**top, batch_tokens=16384))
+        self.data, self.everything = join(self.table, tokens, unmasked(tokens), "here"), np.arange(len(self.table))
+        self.read = sum(map(len, self.table["prompt_tokens"].to_pylist())) + len(tokens)
+        self.packed = use_packing(model, "auto", self.settings.precision, "sdpa")
+        self.student = Student(model, precision=self.settings.precision, gradient_checkpointing=True)
+        self.optimizer = adamw(model, learning_rate=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+
+    def seconds(self, kind: type[Trainer], mode) -> float:
+        """Of one step, after one that warms up."""
+        trainer = kind(self.student, self.optimizer, build(TeacherTopKLsm()), self.settings, self.data, grid=32,
+                       packed=self.packed)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.bench.gpu else before)
+        try:
+            with mode():
+                return self.bench.ms(lambda: trainer.step(self.everything), 1 if self.bench.tiny else 2) / 1000
+        finally:
+            torch.set_float32_matmul_precision(before)
+            self.model.zero_grad(set_to_none=True)
+            self.bench.free()
+
+
+def compiled_training(bench: Bench) -> list[Figure]:
+    """What train.compile brings, on top of the support head."""
+    steps = Steps(bench, "0.5B")
+    plain = steps.seconds(Trainer, as_peers_run)
+    compile_layers(steps.model)
+    compiled = steps.seconds(Trainer, as_peers_run)
+    return [Figure("training 0.5B: support head, layers compiled", steps.read / compiled, "tokens/s"),
+            Figure("training 0.5B: plain / compiled", plain / compiled, "times")]
+
+
 def training(bench: Bench, shape: str) -> list[Figure]:
     changes = {} if bench.tiny else TRAINED[shape]
     name = f"training {shape}" + (f" with {changes['num_hidden_layers']} layers" if changes else "")
-    settings = Train(precision="bfloat16" if bench.gpu else "float32", gradient_checkpointing=True, drift_fuse=None)
-    model = bench.model(shape, torch.float32, 1, **changes)
-    vocabulary = len(output_head(model).weight_VD)
-    table = rollouts(bench, vocabulary, 16)
-    top = {"teacher_top_k": 8, "student_top_k": 4} if bench.tiny else {"teacher_top_k": 32, "student_top_k": 16}
-    tokens = score_rollouts(table, model, model, vocabulary, Score(**top, batch_tokens=16384))
-    data, everything = join(table, tokens, unmasked(tokens), "here"), np.arange(len(table))
-    read = sum(map(len, table["prompt_tokens"].to_pylist())) + len(tokens)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if bench.gpu else before)
-    packed = use_packing(model, "auto", settings.precision, "sdpa")
-    student = Student(model, precision=settings.precision, gradient_checkpointing=True)
-    optimizer = adamw(model, learning_rate=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    try:
-        seconds = {}
-        for side, kind, mode in (("dense head", DenseTrainer, as_peers_run), ("support head", Trainer, as_peers_run),
-                                 ("support head, deterministic", Trainer, contextlib.nullcontext)):
-            trainer = kind(student, optimizer, build(TeacherTopKLsm()), settings, data, grid=32, packed=packed)
-            with mode():
-                seconds[side] = bench.ms(lambda: trainer.step(everything), 1 if bench.tiny else 2) / 1000
-            student.model.zero_grad(set_to_none=True)
-            bench.free()
-    finally:
-        torch.set_float32_matmul_precision(before)
-    peak, done = bench.peak(), 3 * operations(table, model, vocabulary) / seconds["dense head"]
+    steps = Steps(bench, shape, **changes)
+    seconds = {side: steps.seconds(kind, mode) for side, kind, mode in (
+        ("dense head", DenseTrainer, as_peers_run), ("support head", Trainer, as_peers_run),
+        ("support head, deterministic", Trainer, contextlib.nullcontext))}
+    read, packed = steps.read, steps.packed
+    peak, done = bench.peak(), 3 * operations(steps.table, steps.model, steps.vocabulary) / seconds["dense head"]
     return [*(Figure(f"{name}: {side}{', packed' if packed else ''}", read / value, "tokens/s")
               for side, value in seconds.items()),
             Figure(f"{name}: support head / dense head", seconds["dense head"] / seconds["support head"], "times"),
