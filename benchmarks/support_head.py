@@ -201,7 +201,14 @@ def whole_step(layers, *, positions=1024, width=896, k=64, repeats=3):
         timed(f"{name} head", lambda: head(states))
         timed(f"{name} trunk backward", lambda: hidden.backward(states.grad.view_as(hidden)))
         timed(f"{name} AdamW", optimizer.step)
-        timed(f"{name} zeroing", lambda: optimizer.zero_grad(set_to_none=name == "dense"))
+        timed(f"{name} zeroing", lambda: clear(keep=name == "support"))
+
+    def clear(keep):
+        """As the trainer clears them: the tied matrix keeps the memory of its gradient, if it is to."""
+        buffer = weight.grad
+        optimizer.zero_grad(set_to_none=True)
+        if keep:
+            weight.grad = buffer.zero_()
 
     def ours(states):
         support_head(states, weight, batch, SupportIndex.build(LSM.support(batch)))
