@@ -66,8 +66,8 @@ def take_snapshot(store: ObjectStore, run: str | None = None, in_progress: bool 
 
 def take_rounds(store: ObjectStore, run: str, numbers: Iterable[int], in_progress: bool = False) -> Snapshot:
     """Those of `numbers` that are there, of one run: costs the same however many rounds the run has."""
-    found = [_round_of(store, _known(store, run), number, in_progress) for number in sorted(set(numbers))]
-    return _snapshot(store, [run], [files for files in found if files is not None])
+    found = [_round_of(store, run, number, in_progress) for number in sorted(set(numbers))]
+    return _snapshot(store, [_known(store, run)], [files for files in found if files is not None])
 
 
 def _snapshot(store: ObjectStore, runs: list[str], rounds: list[RoundFiles]) -> Snapshot:
@@ -93,9 +93,9 @@ def _rounds_of(store: ObjectStore, run: str, in_progress: bool, since: int) -> l
 
 
 def _round_of(store: ObjectStore, run: str, number: int, in_progress: bool) -> RoundFiles | None:
-    if number >= 0 and (manifest := read_manifest(store, run, number)):
+    if manifest := read_manifest(store, run, number):
         return _committed(run, manifest)
-    return _working_on(store, run, number) if in_progress and number >= 0 else None
+    return _working_on(store, run, number) if in_progress else None
 
 
 def _committed(run: str, manifest: Manifest) -> RoundFiles:

@@ -98,8 +98,8 @@ def open_source(store: ObjectStore, run: str, number: int | None) -> Source:
 def open_round(store: ObjectStore, run: str, number: int) -> Source:
     """The same of a round, the one before, and those that graded the run's start and teacher: another round of a long
     run costs no more than the first."""
-    snapshot = take_rounds(store, run, {number - 1, number} | beginnings(store, run), in_progress=True)
-    if (run, number) not in {(each, known) for each, known, _ in snapshot.rounds()}:
+    snapshot = take_rounds(store, run, {max(0, number - 1), number} | beginnings(store, run), in_progress=True)
+    if number not in {known for _, known, _ in snapshot.rounds()}:
         return open_source(store, run, number)  # which says what rounds there are
     return _source(store, run, number, snapshot)
 

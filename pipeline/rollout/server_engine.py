@@ -44,7 +44,7 @@ class ServerEngine:
     def __init__(self, settings: VllmServer, model: Model, folder: Path):
         self.settings, self.model, self.folder = settings, model, folder
         self.client = VllmClient(settings, "rollout server")
-        self._served = self.client.check_served()
+        self.client.check_served()
         self.name_and_version = f"vllm server {self.client.version()}"
         self.salt = uuid.uuid4().hex
         self.alive = True
@@ -85,7 +85,7 @@ class ServerEngine:
     def _check_fits(self, prompts: list[list[int]], new: int, behind: int) -> None:
         """`behind`: the token that a request for prompt_logprobs has to ask for."""
         longest = max(map(len, prompts))
-        self.client.check_fits(self._served, longest + new + behind, f"a prompt of {longest}, {new} new ones" + (
+        self.client.check_fits(longest + new + behind, f"a prompt of {longest}, {new} new ones" + (
             " and the one that the pass over both asks for" if behind else ""))
 
     def _check_same_weights(self) -> None:

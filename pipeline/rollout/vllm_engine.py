@@ -47,9 +47,8 @@ class VllmRollouts:
         self._before: np.ndarray | None = None
         eager = not devices if settings.enforce_eager is None else settings.enforce_eager
         self._processes = _start(settings, devices, eager)
-        self.ready = ready = self._open(engine_options(settings, model, folder, eager, gpu={"enable_sleep_mode": True}))
-        self.on_cpu, self.max_model_len = ready["device"] == "cpu", ready["max_model_len"]
-        self.name_and_version = f"vllm {ready['vllm']} ({ready['device']}), torch {ready['torch']}"
+        self.ready: dict = self._open(engine_options(settings, model, folder, eager, gpu={"enable_sleep_mode": True}))
+        self.name_and_version = "vllm {vllm} ({device}), torch {torch}".format_map(self.ready)
 
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling,
                  on_finished: OnFinished | None = None) -> Generations:
@@ -98,7 +97,8 @@ class VllmRollouts:
 
     def rest(self) -> None:
         """Give a GPU back; who uses the engine next reloads its weights. Nothing to do on a CPU."""
-        if not self.on_cpu and not self.resting and self.alive:  # one that died holds nothing, and is opened anew
+        on_gpu = self.ready["device"] != "cpu"
+        if on_gpu and not self.resting and self.alive:  # one that died holds nothing, and is opened anew
             self._call("rest", {}, self._everywhere())
             self.resting = True
 
@@ -152,10 +152,10 @@ class VllmRollouts:
         self.proof |= {"rollouts": len(chosen)} | ({} if self._moved is None else {"moved": self._moved})
 
     def _check_lengths(self, prompts: list[np.ndarray], max_new_tokens: int) -> None:
-        longest = max(len(prompt) for prompt in prompts)
-        if longest + max_new_tokens > self.max_model_len:
+        longest, window = max(len(prompt) for prompt in prompts), self.ready["max_model_len"]
+        if longest + max_new_tokens > window:
             raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the engine's "
-                            f"{self.max_model_len}: raise rollout.engine.max_model_len (where it is null: the memory "
+                            f"{window}: raise rollout.engine.max_model_len (where it is null: the memory "
                             "for its KV cache), or lower prompts.max_prompt_tokens or rollout.max_new_tokens")
 
     def _call(self, call: str, arguments: dict, arrays: dict[int, Arrays],

@@ -26,6 +26,7 @@ from pipeline.score.segments import Segments
 
 NAME = "opd_packed"
 STANDS_FOR = ("sdpa", "eager", "flash_attention_2")
+"""What models are loaded with that are packed."""
 KERNEL_WIDTH = 256
 """Largest head of the varlen kernel."""
 

@@ -22,20 +22,20 @@ def teacher_facts(config: RunConfig, tokenizer, student_rows: int | None) -> dic
     teacher = model_facts(config.teacher, weights)
     agreement = vocabulary_agreement(tokenizer, load_tokenizer(config.teacher), student_rows=student_rows,
                                      teacher_rows=teacher["vocab_size"])
-    scored_by = _scored_by(config, agreement.shared, max(agreement.shared, teacher["vocab_size"] or 0))
+    scored_by = _scored_by(config, teacher, agreement.shared)
     return {"teacher": teacher | ({"scored_by": scored_by} if scored_by else {}), "vocabulary": asdict(agreement)}
 
 
-def _scored_by(config: RunConfig, shared: int, head_rows: int) -> dict[str, Any] | None:
+def _scored_by(config: RunConfig, teacher: dict[str, Any], shared: int) -> dict[str, Any] | None:
     engine = config.score.engine
     if engine.type == "vllm":
         from pipeline.vllm.checks import checked_version
 
         return {"engine": "vllm", "version": checked_version("score.engine", "scorer")}
     if engine.type == "vllm_server":
-        from pipeline.score.by_vllm.columns import entries_asked
+        from pipeline.score.by_vllm.columns import entries_asked, head_rows_of
         from pipeline.score.by_vllm.server import ServedTeacher
 
-        entries = entries_asked(config.score, shared, head_rows)
+        entries = entries_asked(config.score, shared, head_rows_of(teacher, shared))
         return ServedTeacher(engine).facts(shared, entries) | {"shared": shared}
     return None

@@ -60,6 +60,8 @@ class VllmClient:
         self.local, self.failed = threading.local(), threading.Event()
         self.connections: list[http.client.HTTPConnection] = []
         """Of all threads."""
+        self.window: int | None = None
+        """Tokens that the model takes; None before `check_served`, and of a server that does not tell."""
 
     def get(self, path: str) -> Answer:
         """The answer to a GET."""
@@ -102,23 +104,26 @@ class VllmClient:
         self._close_all()
         return results
 
-    def check_served(self) -> Answer:
-        """The entry of /v1/models for the configured model. Raises UserError if the server does not serve it."""
+    def check_served(self) -> None:
+        """Look for the configured model, and for its window. Raises UserError if the server does not serve it."""
         listed = self.get("/v1/models").get("data")
         entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
         for entry in entries:
             if entry.get("id") == self.settings.model:
-                return entry
+                window = entry.get("max_model_len")
+                self.window = window if isinstance(window, int) else None
+                return
         names = ", ".join(sorted(str(entry.get("id")) for entry in entries)) or "nothing"
         raise UserError(f"{self.name} does not serve {self.settings.model!a}, it serves {short(names)}: set `model` "
                         "to one of them, or start the server with --served-model-name")
 
-    def check_fits(self, served: Answer, tokens: int, what: str) -> None:
-        """Raise UserError for `tokens` beyond the window of the `served` model's entry; `what` says whose they are."""
-        window = served.get("max_model_len")
-        if isinstance(window, int) and tokens > window:
-            raise UserError(f"{self.name} takes {window} tokens, {what} need {tokens}: start it with --max-model-len "
-                            f"{tokens} or more, or lower prompts.max_prompt_tokens or rollout.max_new_tokens")
+    def check_fits(self, tokens: int, what: str) -> None:
+        """Raise UserError for more tokens than the served model's window, if it was told; `what` says whose they are.
+        """
+        if self.window is not None and tokens > self.window:
+            raise UserError(f"{self.name} takes {self.window} tokens, {what} need {tokens}: start it with "
+                            f"--max-model-len {tokens} or more, or lower prompts.max_prompt_tokens or "
+                            "rollout.max_new_tokens")
 
     def version(self) -> str:
         """vLLM's version at the server."""

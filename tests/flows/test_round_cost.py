@@ -48,8 +48,7 @@ def test_the_eighth_round_asks_the_store_no_more_often_than_the_third(counts):
     assert all(each == by_round[2] for each in by_round[3:]), by_round
 
 
-@pytest.mark.parametrize("shown", [lambda store, run, number: summary(store, run, number),
-                                   lambda store, run, number: RoundPoints(store, run, number)(number)],
+@pytest.mark.parametrize("shown", [summary, lambda store, run, number: RoundPoints(store, run, number)(number)],
                          ids=["artifact", "tracker"])
 def test_to_show_the_eighth_round_asks_the_store_no_more_often_than_to_show_the_third(counts, shown):
     store, run, _ = counts

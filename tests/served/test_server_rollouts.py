@@ -135,7 +135,7 @@ def test_a_prompt_too_long_for_the_server_is_one_line_and_nothing_is_drawn(vllm_
         with pytest.raises(UserError, match="takes 512 tokens, a prompt of 500.* need 513: .*--max-model-len 513"):
             opened.generate(prompt, [1], sampling(temperature, tokens=tokens))
         assert opened.proof is None
-    opened._served = {}  # a server that does not tell its window
+    opened.client.window = None  # a server that does not tell its window
     with pytest.raises(UserError, match="ended after 12 of 24 tokens.*max-model-len"):
         opened.generate(prompt, [1], sampling())
 

@@ -13,6 +13,7 @@ Arrays: N rows, J entries listed, K entries kept.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,11 @@ class Listed:
     def joined(cls, parts: list["Listed"]) -> "Listed":
         """One after the other."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+
+def head_rows_of(teacher: dict[str, Any], shared: int) -> int:
+    """Rows of the head of run.json's teacher, which are more than the shared ids where it is padded."""
+    return max(shared, teacher["vocab_size"] or 0)
 
 
 def entries_asked(settings: Score, shared: int, head_rows: int) -> int:

@@ -14,7 +14,7 @@ from pipeline.context import RoundContext
 from pipeline.kept import on_drop
 from pipeline.models import resolve
 from pipeline.provenance import teacher_model
-from pipeline.score.by_vllm.columns import ASKED_TOGETHER, Listed, entries_asked
+from pipeline.score.by_vllm.columns import ASKED_TOGETHER, Listed, entries_asked, head_rows_of
 from pipeline.vllm.checks import check_devices, checked_version, visible_devices
 from pipeline.vllm.messages import Arrays, flat
 from pipeline.vllm.start import EngineFailed, EngineProcess, engine_options
@@ -94,7 +94,7 @@ def open_teacher(context: RoundContext) -> LocalTeacher:
         raise UserError(f"this run's teacher began in vLLM {recorded}, here is {version}: rounds would not be "
                         f"comparable; install vllm=={recorded}, or start another run")
     facts, shared = context.document["teacher"], context.document["vocabulary"]["shared"]
-    head_rows = max(shared, facts["vocab_size"] or 0)
+    head_rows = head_rows_of(facts, shared)
     max_logprobs = max(entries_asked(context.config.score, shared, head_rows),
                        min(head_rows - shared, ASKED_TOGETHER))
     return _open(context.config.score.engine, teacher_model(context), max_logprobs)

@@ -30,13 +30,13 @@ class ServedTeacher:
 
     def __init__(self, settings: VllmServerTeacher):
         self.client = VllmClient(settings, "teacher server")
-        self._served = self.client.check_served()
+        self.client.check_served()
         self.name, self.model = self.client.name, settings.model
 
     def prompt_log_probs(self, sequences: list[list[int]], starts: list[int], entries: int, on_done) -> list[Listed]:
         """See Asking. The server leaves its prefix cache alone for such requests."""
         longest = max(map(len, sequences))
-        self.client.check_fits(self._served, longest + 1, f"a prompt and its rollout of {longest}, and one behind,")
+        self.client.check_fits(longest + 1, f"a prompt and its rollout of {longest}, and one behind,")
 
         def read(index: int, answer: dict) -> Listed:
             try:

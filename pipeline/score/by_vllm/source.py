@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.context import Progress, RoundContext
-from pipeline.score.by_vllm.columns import Listed, entries_asked
+from pipeline.score.by_vllm.columns import Listed, entries_asked, head_rows_of
 from pipeline.score.rows import TokenRows
 from storage.errors import UserError
 
@@ -48,7 +48,7 @@ class Source:
         facts = context.document["teacher"]
         self.asking, self.name, self.dtype = asking, asking.name, context.config.teacher.dtype
         self.shared = context.document["vocabulary"]["shared"]
-        self.head_rows = max(self.shared, facts["vocab_size"] or 0)
+        self.head_rows = head_rows_of(facts, self.shared)
         self.entries = entries_asked(context.config.score, self.shared, self.head_rows)
 
     def read(self, rows: TokenRows, members: list[int], progress: Progress) -> tuple[list[Listed], dict]:
